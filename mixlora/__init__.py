@@ -1,0 +1,49 @@
+"""MixLoRA (arXiv 2404.15159) as a PEFT method: a frozen FFN shared by LoRA or DoRA experts.
+
+    from peft import get_peft_model
+    from mixlora import MixLoraConfig
+
+    model = get_peft_model(model, MixLoraConfig(task_type="CAUSAL_LM"))
+
+Importing this package registers the method with PEFT, so that ``get_peft_model``,
+``PeftModel.from_pretrained`` and ``AutoPeftModelForCausalLM`` know it.
+"""
+
+from __future__ import annotations
+
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.utils import PeftType
+
+from .config import PEFT_TYPE, MixLoraConfig
+from .model import MixLoraModel
+from .router import load_balancing_loss
+
+__all__ = ["MixLoraConfig", "MixLoraModel", "load_balancing_loss"]
+
+__version__ = "0.1.0"
+
+
+def _register() -> None:
+    """Enter the method into PEFT's registries.
+
+    ``peft.register_peft_method`` accepts only names of PEFT's own enum, so the registries it fills
+    are filled here.
+
+    Raises:
+        RuntimeError: PEFT, or another package, already has a method of this name.
+    """
+    known = PEFT_TYPE_TO_CONFIG_MAPPING.get(PEFT_TYPE)  # type: ignore[call-overload]
+    if PEFT_TYPE in list(PeftType) or known not in (None, MixLoraConfig):
+        raise RuntimeError(
+            "PEFT already has a method called MIXLORA: use that one, or remove what added it"
+        )
+    PEFT_TYPE_TO_CONFIG_MAPPING[PEFT_TYPE] = MixLoraConfig  # type: ignore[index]
+    PEFT_TYPE_TO_TUNER_MAPPING[PEFT_TYPE] = MixLoraModel  # type: ignore[index]
+    PEFT_TYPE_TO_PREFIX_MAPPING[PEFT_TYPE] = MixLoraModel.prefix  # type: ignore[index]
+
+
+_register()

@@ -1,0 +1,124 @@
+"""Adds the load-balancing loss to the loss an unmodified transformers model returns.
+
+Two hooks on the model: before a forward that computes a loss, the MixLoRA blocks are told to keep
+their router logits; after it, the logits become the auxiliary loss and are let go. Keeping nothing
+outside that window makes the recomputation of gradient checkpointing harmless.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .layer import MixLoraFfn
+from .router import load_balancing_loss
+
+_INSTALLED = "_mixlora_aux_loss_hooks"
+
+
+def install_aux_loss(model: nn.Module) -> None:
+    """Make ``outputs.loss`` of a transformers model include the auxiliary loss; once per model.
+
+    The auxiliary loss of a batch is ``router_aux_loss_coef * load_balancing_loss`` over the logits
+    of all layers, padding left out, in training and in evaluation (as transformers' Mixtral does).
+    When the caller normalises the loss over several batches (``num_items_in_batch``, as the Trainer
+    does under gradient accumulation), the batch's auxiliary loss is weighted by its share of the
+    scored tokens, so that the accumulated value is their mean.
+    """
+    if getattr(model, _INSTALLED, False):
+        return
+    names = tuple(inspect.signature(model.forward).parameters)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        keep = _labels(arguments) is not None
+        for block in _blocks(module):
+            block.keep_router_logits = keep
+            block.router_logits = None
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        if _labels(arguments) is None:
+            return output
+        aux_loss = _collect(module, arguments)
+        if aux_loss is None:
+            return output
+        if isinstance(output, tuple):
+            return (output[0] + aux_loss.to(output[0].dtype), *output[1:])
+        output.loss = output.loss + aux_loss.to(output.loss.dtype)
+        return output
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    model.register_forward_hook(after, with_kwargs=True)
+    setattr(model, _INSTALLED, True)
+
+
+def _blocks(model: nn.Module) -> list[MixLoraFfn]:
+    return [module for module in model.modules() if isinstance(module, MixLoraFfn)]
+
+
+def _labels(arguments: dict[str, Any]) -> Tensor | None:
+    labels = arguments.get("shift_labels")
+    return arguments.get("labels") if labels is None else labels
+
+
+def _collect(model: nn.Module, arguments: dict[str, Any]) -> Tensor | None:
+    """The weighted auxiliary loss of the forward just run; None if no router ran."""
+    blocks = [block for block in _blocks(model) if block.router_logits is not None]
+    logits = [block.router_logits for block in blocks if block.router_logits is not None]
+    for block in _blocks(model):
+        block.keep_router_logits = False
+        block.router_logits = None
+    if not blocks:
+        return None
+    config = blocks[0].configs[blocks[0].active_adapters[0]]
+    if config.router_aux_loss_coef == 0:
+        return None
+    if model.training and torch.is_grad_enabled() and _grad_lost(blocks, logits):
+        raise ValueError(
+            "the router's auxiliary loss has no gradient under reentrant gradient checkpointing; "
+            "set gradient_checkpointing_kwargs={'use_reentrant': False}"
+        )
+    # Layers may live on several devices.
+    device = logits[0].device
+    mask = _token_mask(arguments.get("attention_mask"), logits[0].shape[0])
+    if mask is not None:
+        mask = mask.to(device).repeat(len(logits))
+    loss = load_balancing_loss(
+        torch.cat([layer.to(device) for layer in logits]), config.top_k, mask
+    )
+    return config.router_aux_loss_coef * loss * _share_of_batch(arguments)
+
+
+def _grad_lost(blocks: list[MixLoraFfn], logits: list[Tensor]) -> bool:
+    return any(
+        block.lora_router[block.active_adapters[0]].weight.requires_grad and not kept.requires_grad
+        for block, kept in zip(blocks, logits, strict=True)
+    )
+
+
+def _token_mask(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:
+    """(num_tokens,) bool from a (B, past + S) mask; None when every token counts."""
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2:
+        raise ValueError(
+            f"attention_mask of {attention_mask.dim()} dimensions: the auxiliary loss leaves out "
+            "padding and needs a mask of shape (batch, sequence), or router_aux_loss_coef=0"
+        )
+    length = num_tokens // attention_mask.shape[0]
+    return attention_mask[:, -length:].reshape(-1).bool()
+
+
+def _share_of_batch(arguments: dict[str, Any]) -> Tensor | float:
+    num_items = arguments.get("num_items_in_batch")
+    if num_items is None:
+        return 1.0
+    if arguments.get("shift_labels") is not None:
+        scored = arguments["shift_labels"]
+    else:
+        scored = arguments["labels"][..., 1:]
+    return (scored != -100).sum() / num_items

@@ -1,0 +1,165 @@
+"""`MixLoraConfig`: every setting of the method, validated when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import LoraConfig, PeftConfig
+
+from .ffn import split_targets
+from .moe import FORWARDS
+
+
+class _MixLoraType(str):
+    """PEFT's name for this method.
+
+    PEFT keys its registries by an enum that cannot be extended; a `str` that also has the enum's
+    ``value`` works as a key in all of them.
+    """
+
+    @property
+    def value(self) -> str:
+        return str(self)
+
+    def __reduce__(self) -> tuple[type, tuple[str]]:
+        return type(self), (str(self),)
+
+
+PEFT_TYPE = _MixLoraType("MIXLORA")
+
+
+@dataclass
+class MixLoraConfig(PeftConfig):
+    """Settings of MixLoRA (arXiv 2404.15159); used like PEFT's `LoraConfig`.
+
+    The defaults are the paper's Table 3, with the auxiliary-loss coefficient of its Table 9 (best
+    value, and the released code's).
+
+    Raises:
+        ValueError: A field has a value that is not allowed.
+    """
+
+    r: int = field(default=16, metadata={"help": "Rank of every expert and of the attention LoRA"})
+    lora_alpha: float = field(
+        default=32, metadata={"help": "Adapter outputs are scaled by lora_alpha / r"}
+    )
+    lora_dropout: float = field(
+        default=0.05, metadata={"help": "Dropout on adapter inputs while training"}
+    )
+    num_experts: int = field(default=8, metadata={"help": "Experts per FFN (E)"})
+    top_k: int = field(default=2, metadata={"help": "Experts a token is sent to (K)"})
+    use_dora: bool = field(
+        default=False, metadata={"help": "DoRA instead of LoRA throughout: MixDoRA"}
+    )
+    target_modules: list[str] | set[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names of the projections to adapt; those in the FFN get experts, those in "
+            "attention plain LoRA. None: all of the model family's"
+        },
+    )
+    router_aux_loss_coef: float = field(
+        default=0.001, metadata={"help": "Weight of the load-balancing loss in outputs.loss"}
+    )
+    router_init_std: float = field(
+        default=0.02, metadata={"help": "Standard deviation of the router's init"}
+    )
+    forward: str = field(
+        default="fused",
+        metadata={
+            "help": f"How the experts are computed, with equal results: {', '.join(FORWARDS)}"
+        },
+    )
+    init_lora_weights: bool = field(
+        default=True,
+        metadata={
+            "help": "True: B is zero, so the adapter starts as the identity. False: B is random"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PEFT_TYPE
+        if self.target_modules is not None:
+            self.target_modules = _names("target_modules", self.target_modules)
+        _check_int("r", self.r, 1)
+        _check_int("num_experts", self.num_experts, 1)
+        _check_int("top_k", self.top_k, 1, self.num_experts, "num_experts")
+        _check_number("lora_alpha", self.lora_alpha, above=0.0)
+        _check_number("lora_dropout", self.lora_dropout, least=0.0, below=1.0)
+        _check_number("router_aux_loss_coef", self.router_aux_loss_coef, least=0.0)
+        _check_number("router_init_std", self.router_init_std, least=0.0)
+        for name in ("use_dora", "init_lora_weights"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
+        if self.forward not in FORWARDS:
+            raise ValueError(f"forward={self.forward!r}: expected one of {', '.join(FORWARDS)}")
+
+    @property
+    def attention_targets(self) -> frozenset[str]:
+        """Names of the targeted projections that get plain LoRA."""
+        return split_targets(self.target_modules or ())[0]
+
+    @property
+    def ffn_targets(self) -> frozenset[str]:
+        """Names of the targeted projections that get experts."""
+        return split_targets(self.target_modules or ())[1]
+
+    def attention_config(self) -> LoraConfig:
+        """The attention projections' `LoraConfig`: same rank, scale, dropout and DoRA switch."""
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.lora_alpha,  # type: ignore[arg-type]
+            lora_dropout=self.lora_dropout,
+            use_dora=self.use_dora,
+            init_lora_weights=self.init_lora_weights,
+            target_modules=sorted(self.attention_targets),
+            inference_mode=self.inference_mode,
+        )
+
+
+def _names(field_name: str, value: Any) -> set[str]:
+    if isinstance(value, str) or not all(isinstance(name, str) and name for name in value):
+        raise ValueError(
+            f"{field_name}={value!r}: expected a list of names, such as ['q_proj', 'up_proj']"
+        )
+    if not value:
+        raise ValueError(
+            f"{field_name}={value!r}: expected at least one projection name, or None for all"
+        )
+    return set(value)
+
+
+def _check_int(
+    name: str, value: Any, least: int, most: int | None = None, most_name: str = ""
+) -> None:
+    allowed = f"a whole number of at least {least}"
+    if most is not None:
+        allowed += f" and at most {most_name} ({most})"
+    wrong_type = not isinstance(value, int) or isinstance(value, bool)
+    if wrong_type or value < least or (most is not None and value > most):
+        raise ValueError(f"{name}={value!r}: expected {allowed}")
+
+
+def _check_number(
+    name: str,
+    value: Any,
+    least: float | None = None,
+    above: float | None = None,
+    below: float = math.inf,
+) -> None:
+    bounds = [f"at least {least:g}" if least is not None else f"above {above:g}"]
+    if below != math.inf:
+        bounds.append(f"below {below:g}")
+    wrong_type = (
+        not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value)
+    )
+    if (
+        wrong_type
+        or (least is not None and value < least)
+        or (above is not None and value <= above)
+        or value >= below
+    ):
+        raise ValueError(f"{name}={value!r}: expected a finite number {' and '.join(bounds)}")

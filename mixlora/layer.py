@@ -1,0 +1,119 @@
+"""`MixLoraFfn`: the module that takes an FFN's place and holds the adapters' parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .config import MixLoraConfig
+from .experts import ProjectionExperts, new_lora, new_magnitude
+from .ffn import base_device, find_layout, projection_sizes
+from .moe import FORWARDS, ExpertFfn
+from .router import TopKRouter
+
+
+class MixLoraFfn(nn.Module, BaseTunerLayer):
+    """A frozen FFN shared by the experts of one or more named adapters.
+
+    Parameters are kept PEFT's way, in containers keyed by adapter name, so that PEFT's own saving,
+    loading, switching and deleting work on them: ``lora_router.<adapter>.weight`` (E, D) and, per
+    adapted projection, ``lora_A.<adapter>.<projection>`` (E, r, I), ``lora_B...`` (E, O, r) and for
+    DoRA ``lora_magnitude_vector...`` (E, O).
+
+    Args:
+        base_layer: The transformers FFN module to wrap; it is not changed.
+        adapter_name: Name of the first adapter.
+        config: Its settings, target_modules resolved.
+    """
+
+    adapter_layer_names = ("lora_router", "lora_A", "lora_B", "lora_magnitude_vector")
+    other_param_names = ("configs",)
+
+    def __init__(self, base_layer: nn.Module, adapter_name: str, config: MixLoraConfig) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.layout = find_layout(base_layer)
+        self.lora_router = nn.ModuleDict()
+        self.lora_A = nn.ModuleDict()
+        self.lora_B = nn.ModuleDict()
+        self.lora_magnitude_vector = nn.ModuleDict()
+        self.configs: dict[str, MixLoraConfig] = {}
+        # Filled by a forward between the model's two hooks only, see aux_loss.py.
+        self.keep_router_logits = False
+        self.router_logits: Tensor | None = None
+        self._active_adapter = adapter_name
+        self.update_layer(adapter_name, config)
+
+    def update_layer(self, adapter_name: str, config: MixLoraConfig) -> None:
+        """Add an adapter (or replace the one of that name), freshly initialised."""
+        base, device = self.base_layer, base_device(self.base_layer)
+        lora_A, lora_B, magnitude = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        hidden_size, _ = projection_sizes(getattr(base, self.layout.inputs[0]))
+        for name in self.layout.projections:
+            if name not in config.ffn_targets:
+                continue
+            linear = getattr(base, name)
+            sizes = projection_sizes(linear)
+            lora_A[name], lora_B[name] = new_lora(
+                config.num_experts, config.r, sizes, config.init_lora_weights, device
+            )
+            if config.use_dora:
+                scaling = config.lora_alpha / config.r
+                magnitude[name] = new_magnitude(linear, lora_A[name], lora_B[name], scaling)
+        router = TopKRouter(hidden_size, config.num_experts, config.top_k, config.router_init_std)
+        self.lora_router[adapter_name] = router.to(device)
+        self.lora_A[adapter_name] = lora_A
+        self.lora_B[adapter_name] = lora_B
+        if config.use_dora:
+            self.lora_magnitude_vector[adapter_name] = magnitude
+        self.configs[adapter_name] = config
+        self.set_adapter(self.active_adapters)
+
+    def expert_ffn(self, adapter_name: str) -> ExpertFfn:
+        """The computation's view of one adapter."""
+        config = self.configs[adapter_name]
+        lora_A, lora_B = self.lora_A[adapter_name], self.lora_B[adapter_name]
+        magnitudes: Any = self.lora_magnitude_vector[adapter_name] if config.use_dora else {}
+        experts = {
+            name: ProjectionExperts(
+                linear=getattr(self.base_layer, name),
+                lora_A=lora_A[name],
+                lora_B=lora_B[name],
+                magnitude=magnitudes[name] if config.use_dora else None,
+                scaling=config.lora_alpha / config.r,
+            )
+            for name in lora_A
+        }
+        dropout = config.lora_dropout if self.training else 0.0
+        return ExpertFfn(self.base_layer, self.layout, experts, dropout)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(..., D) -> (..., D): the active adapter's mixture, or the frozen FFN without one.
+
+        Raises:
+            ValueError: More than one adapter is active; a mixture of mixtures is not defined.
+        """
+        active = [name for name in self.active_adapters if name in self.configs]
+        if self.disable_adapters or not active:
+            return self.base_layer(hidden_states)
+        if len(active) > 1:
+            raise ValueError(
+                f"active adapters {active}: MixLoRA runs one at a time, use set_adapter(name)"
+            )
+        adapter_name = active[0]
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        routing = self.lora_router[adapter_name](tokens)
+        if self.keep_router_logits:
+            self.router_logits = routing.logits
+        mixture = FORWARDS[self.configs[adapter_name].forward]
+        return mixture(self.expert_ffn(adapter_name), tokens, routing).view(hidden_states.shape)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refused: which experts run depends on the token, so no single weight equals them.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("MixLoRA cannot be merged: the experts that run are chosen per token")

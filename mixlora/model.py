@@ -1,0 +1,104 @@
+"""`MixLoraModel`: PEFT's tuner for MixLoRA, which injects blocks and attention adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peft import PeftConfig
+from peft.tuners.lora import LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from .aux_loss import install_aux_loss
+from .config import MixLoraConfig
+from .ffn import FFN_MODULE, get_family
+from .layer import MixLoraFfn
+
+
+class MixLoraModel(LoraModel):
+    """The tuner behind ``get_peft_model(model, MixLoraConfig(...))``.
+
+    A `LoraModel` because MixLoRA's attention adapters are PEFT's own LoRA (or DoRA) layers, with
+    everything PEFT knows about quantised and sharded linear layers; only the FFN is ours.
+    """
+
+    prefix: str = "lora_"
+    # Both the attention's LoraLayer and MixLoraFfn.
+    tuner_layer_cls = BaseTunerLayer
+
+    def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
+        install_aux_loss(model)
+
+    def _prepare_model(self, peft_config: MixLoraConfig, model: nn.Module) -> None:
+        """Nothing to prepare (LoRA replicates layers here)."""
+
+    def _prepare_adapter_config(
+        self, peft_config: MixLoraConfig, model_config: dict[str, Any]
+    ) -> MixLoraConfig:
+        """Resolve target_modules against the model's family.
+
+        Raises:
+            ValueError: Unknown family, unknown projection name, or no FFN projection targeted.
+        """
+        model_type = model_config.get("model_type", "")
+        family = get_family(model_type)
+        available = (*family.attention, *family.layout.projections)
+        if peft_config.target_modules is None:
+            peft_config.target_modules = set(available)
+        unknown = sorted(set(peft_config.target_modules) - set(available))
+        if unknown:
+            raise ValueError(f"target_modules={unknown}: {model_type} has {', '.join(available)}")
+        if not peft_config.ffn_targets:
+            raise ValueError(
+                f"target_modules={sorted(peft_config.target_modules)}: expected at least one of "
+                f"{', '.join(family.layout.projections)}; for attention alone use LoraConfig"
+            )
+        return peft_config
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: MixLoraConfig, key: str) -> bool:
+        parent, _, name = key.rpartition(".")
+        # Attention lives beside the FFN, never inside it: with several adapters the blocks hold
+        # submodules of their own.
+        return name == FFN_MODULE or (
+            name in peft_config.attention_targets and FFN_MODULE not in parent.split(".")
+        )
+
+    def _create_and_replace(
+        self,
+        peft_config: MixLoraConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        *,
+        parameter_name: str | None = None,
+    ) -> None:
+        if target_name != FFN_MODULE:
+            attention = peft_config.attention_config()
+            super()._create_and_replace(
+                attention, adapter_name, target, target_name, parent, current_key
+            )
+        elif isinstance(target, MixLoraFfn):
+            target.update_layer(adapter_name, peft_config)
+        else:
+            block = MixLoraFfn(target, adapter_name, peft_config)
+            if adapter_name not in self.active_adapters:
+                block.requires_grad_(False)
+            block.train(target.training)
+            setattr(parent, target_name, block)
+
+    def _check_merge_allowed(self) -> None:
+        raise ValueError(
+            "MixLoRA cannot be merged: the experts that run are chosen per token; "
+            "unload() drops the adapter"
+        )
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: experts and routers of different adapters have no weighted sum.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError("MixLoRA adapters cannot be combined into a weighted adapter")

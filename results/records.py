@@ -1,0 +1,168 @@
+"""Records of finished cells: one JSON file each, written atomically, named by content hash.
+
+Nothing else holds state: delete a record and only that cell is run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .spec import Fingerprints, RunSpec, cell_id
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Per-example outcome of one task; all lists are in the order of the scored rows.
+
+    Attributes:
+        ids: Row ids.
+        answers: Index of the right option.
+        predictions: Index of the chosen option.
+        predictions_norm: Index of the option with the highest log-likelihood per character;
+            None in label scoring, which has no such choice.
+        num_options: Options of each row.
+        truncated: Rows whose prompt was cut to the cutoff.
+    """
+
+    ids: list[str]
+    answers: list[int]
+    predictions: list[int]
+    predictions_norm: list[int] | None
+    num_options: list[int]
+    truncated: int
+
+    def chosen(self, metric: str) -> list[int]:
+        """The predictions that "accuracy", "acc" or "acc_norm" counts.
+
+        Raises:
+            ValueError: Label scoring has no acc_norm.
+        """
+        chosen = self.predictions_norm if metric == "acc_norm" else self.predictions
+        if chosen is None:
+            raise ValueError("label scoring has no acc_norm")
+        return chosen
+
+    def correct(self, metric: str) -> list[bool]:
+        """Whether each row was answered right, by that metric."""
+        pairs = zip(self.chosen(metric), self.answers, strict=True)
+        return [mine == right for mine, right in pairs]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything known of one finished cell.
+
+    Attributes:
+        spec: What was run.
+        fingerprints: On which inputs.
+        trainable_parameters: Adapter parameters, the router's included.
+        base_parameters: Parameters of the frozen model.
+        tasks: Task name -> its per-example outcome.
+        training: Rows, steps, mean loss of the first and last tenth of the steps, truncated rows;
+            empty for the base.
+        seconds: Wall time of loading, training and scoring.
+        provenance: Commit, versions, hardware, time (see provenance.py), data and weights.
+    """
+
+    spec: RunSpec
+    fingerprints: Fingerprints
+    trainable_parameters: int
+    base_parameters: int
+    tasks: dict[str, TaskResult]
+    training: dict[str, Any]
+    seconds: dict[str, float]
+    provenance: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        return cell_id(self.spec, self.fingerprints)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"id": self.id} | dataclasses.asdict(self) | {"spec": self.spec.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunRecord:
+        values = {key: value for key, value in data.items() if key != "id"}
+        values["spec"] = RunSpec.from_json(data["spec"])
+        values["fingerprints"] = Fingerprints(**data["fingerprints"])
+        values["tasks"] = {name: TaskResult(**task) for name, task in data["tasks"].items()}
+        return cls(**values)
+
+
+class RecordStore:
+    """The records of one output directory.
+
+    Args:
+        output: The directory; records lie in ``<output>/records/<id>.json``.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.directory = output / "records"
+
+    def path(self, record_id: str) -> Path:
+        return self.directory / f"{record_id}.json"
+
+    def load(self, record_id: str) -> RunRecord | None:
+        """The record of that id, or None.
+
+        Raises:
+            ValueError: The file cannot be read as a record; it is named.
+        """
+        path = self.path(record_id)
+        return _read(path) if path.exists() else None
+
+    def all(self) -> list[RunRecord]:
+        """All records, oldest first.
+
+        Raises:
+            ValueError: A file cannot be read as a record; it is named.
+        """
+        records = [_read(path) for path in sorted(self.directory.glob("*.json"))]
+        return sorted(records, key=lambda record: record.provenance["finished"])
+
+    def save(self, record: RunRecord) -> Path:
+        """Write a record so that it is there whole or not at all."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.path(record.id)
+        write_atomically(path, json.dumps(record.to_json(), indent=1) + "\n")
+        return path
+
+    def delete(self, record_id: str) -> None:
+        """Remove a record, so that its cell is run again."""
+        self.path(record_id).unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file by way of a temporary one, so that no reader sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> RunRecord:
+    try:
+        record = RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{path}: not a record of this version ({type(error).__name__}: {error}); "
+            "delete it to run its cell again"
+        ) from error
+    if record.id != path.stem:
+        raise ValueError(
+            f"{path}: content does not match its name; delete it to run its cell again"
+        )
+    return record

@@ -1,0 +1,130 @@
+"""What the user asked for, checked: a preset with the command line's changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tasks import TASK_NAMES, get_task
+from tasks.base import SCORINGS
+from tasks.names import choose
+
+from .methods import BASE, METHOD_TITLES
+from .presets import Preset
+from .spec import RunSpec
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+#: The forwards of `mixlora.moe.FORWARDS`, named here too because that module loads torch.
+FORWARDS = ("vanilla", "shared", "fused")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to fill a table with; every name is known and every number in range.
+
+    Attributes:
+        preset: Where models, settings and defaults come from.
+        models, methods, tasks: Names, in the tables' order.
+        seeds: Of the tuned cells.
+        scoring: "label" or "choice".
+        data: "bundled", "hub" or "directory".
+        limit_train, limit_eval: Rows taken per task, None for all.
+        dtype: Of the frozen weights.
+        device: "cpu", "cuda" or "mps".
+        forward: How MixLoRA is computed.
+    """
+
+    preset: Preset
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scoring: str
+    data: str
+    limit_train: int | None
+    limit_eval: int | None
+    dtype: str
+    device: str
+    forward: str
+
+    @classmethod
+    def make(
+        cls,
+        preset: Preset,
+        *,
+        models: Sequence[str] | None = None,
+        methods: Sequence[str] | None = None,
+        tasks: Sequence[str] | None = None,
+        seeds: Sequence[int] = (0,),
+        scoring: str | None = None,
+        data: str = "hub",
+        limit_train: int | None = None,
+        limit_eval: int | None = None,
+        dtype: str | None = None,
+        device: str = "cpu",
+        forward: str = "fused",
+    ) -> Request:
+        """A request; None takes the preset's value.
+
+        Raises:
+            ValueError: A name is unknown (the message suggests near ones), or a number not allowed.
+        """
+        for name, limit in (("limit-train", limit_train), ("limit-eval", limit_eval)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name} is {limit}: expected at least 1")
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds are {list(seeds)}: expected distinct whole numbers from 0")
+        return cls(
+            preset=preset,
+            models=_chosen("model", models, preset.models),
+            methods=_chosen("method", methods, tuple(METHOD_TITLES), preset.methods),
+            tasks=tuple(get_task(name).name for name in _chosen("task", tasks, TASK_NAMES)),
+            seeds=tuple(seeds),
+            scoring=choose("scoring", scoring or preset.scoring, SCORINGS),
+            data=data,
+            limit_train=limit_train,
+            limit_eval=limit_eval,
+            dtype=choose("dtype", dtype or preset.dtype, DTYPES),
+            device=device,
+            forward=choose("forward", forward, FORWARDS),
+        )
+
+    def cell(
+        self, model: str, method: str, train: Sequence[str], evaluate: Sequence[str], seed: int
+    ) -> RunSpec:
+        """One cell with this request's settings; for the base, train and seed do not count."""
+        untuned = method == BASE
+        adapter = {} if untuned else dict(self.preset.adapters[method])
+        if method in ("mixlora", "mixdora"):
+            adapter["forward"] = self.forward
+        return RunSpec(
+            model=model,
+            method=method,
+            train_tasks=() if untuned else tuple(train),
+            eval_tasks=tuple(evaluate),
+            seed=0 if untuned else seed,
+            scoring=self.scoring,
+            data=self.data,
+            limit_train=None if untuned else self.limit_train,
+            limit_eval=self.limit_eval,
+            dtype=self.dtype,
+            device=self.device,
+            adapter=tuple(sorted(adapter.items())),
+            train=None if untuned else self.preset.train,
+        )
+
+
+def _chosen(
+    kind: str,
+    names: Sequence[str] | None,
+    known: Sequence[str],
+    default: Sequence[str] | None = None,
+) -> tuple[str, ...]:
+    """The names asked for, in the order of the known ones, each once."""
+    if names is None:
+        return tuple(known if default is None else default)
+    wanted = {choose(kind, name, known) for name in names}
+    if not wanted:
+        raise ValueError(f"no {kind} given; known: {', '.join(known)}")
+    return tuple(name for name in known if name in wanted)

@@ -1,0 +1,125 @@
+"""A cell of a table as data: what is run (`RunSpec`), on which exact inputs (`Fingerprints`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+#: Raised when a change of the code can change a number: records of older versions are run again.
+RESULTS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a cell is fine-tuned.
+
+    Attributes:
+        epochs: Passes over the training rows.
+        learning_rate: Constant, without warm-up.
+        batch_size: Rows per optimiser step.
+        accumulation: Micro-batches a step is split into; the result is the same but for rounding
+            and the auxiliary loss, which is balanced per micro-batch.
+        cutoff: Longest row in tokens; a longer prompt loses its beginning.
+        weight_decay: Of AdamW, on all adapter parameters.
+        group_by_length: Batches of like length, shuffled among themselves, to save padding.
+    """
+
+    epochs: int = 2
+    learning_rate: float = 2e-4
+    batch_size: int = 16
+    accumulation: int = 1
+    cutoff: int = 512
+    weight_decay: float = 0.01
+    group_by_length: bool = True
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Rows per forward pass."""
+        return self.batch_size // self.accumulation
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One cell: a model tuned by one method on some tasks and scored on them.
+
+    Attributes:
+        model: Name of the model, as in reported.csv for the paper's.
+        method: Name of the method; "base" is not tuned.
+        train_tasks: Tasks trained on, empty for the base.
+        eval_tasks: Tasks scored.
+        seed: Of initialisation, dropout and data order; 0 for the base, which uses none.
+        scoring: "label" or "choice".
+        data: Where rows come from: "bundled", "hub", or "directory".
+        limit_train: Training rows taken per task, None for all.
+        limit_eval: Scored rows taken per task, None for all.
+        dtype: Of the frozen weights: "float32", "bfloat16" or "float16".
+        device: Kind of device: "cpu", "cuda" or "mps".
+        adapter: The method's own settings, sorted (name, value) pairs.
+        train: How it is tuned; None for the base.
+    """
+
+    model: str
+    method: str
+    train_tasks: tuple[str, ...]
+    eval_tasks: tuple[str, ...]
+    seed: int
+    scoring: str
+    data: str
+    limit_train: int | None
+    limit_eval: int | None
+    dtype: str
+    device: str
+    adapter: tuple[tuple[str, Any], ...]
+    train: TrainSettings | None
+
+    @property
+    def title(self) -> str:
+        """Short text for progress and messages."""
+        return f"{self.model} {self.method} {'+'.join(self.eval_tasks)} seed {self.seed}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunSpec:
+        """The inverse of `to_json`.
+
+        Raises:
+            TypeError: Fields are missing or unknown.
+        """
+        values = dict(data)
+        values["train_tasks"] = tuple(data["train_tasks"])
+        values["eval_tasks"] = tuple(data["eval_tasks"])
+        values["adapter"] = tuple((name, value) for name, value in data["adapter"])
+        values["train"] = None if data["train"] is None else TrainSettings(**data["train"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """Hashes of everything outside a `RunSpec` that can change its result.
+
+    Attributes:
+        train_data: Of the training rows taken, "" for the base.
+        eval_data: Of the scored rows taken.
+        model: Of the weights: SHA-256 of the files, or the hub's commit.
+        prompts: Of the prompts' wording.
+        results_version: `RESULTS_VERSION` of the code.
+    """
+
+    train_data: str
+    eval_data: str
+    model: str
+    prompts: str
+    results_version: int = RESULTS_VERSION
+
+
+def cell_id(spec: RunSpec, fingerprints: Fingerprints) -> str:
+    """Content hash that names a cell's record, 20 hex digits."""
+    content = [spec.to_json(), dataclasses.asdict(fingerprints)]
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:20]

@@ -1,0 +1,28 @@
+"""The tables, one file each; adding a table is adding a file that defines `TABLE`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from tasks.names import choose
+
+from .base import Table
+
+
+def table_names() -> tuple[str, ...]:
+    """Names of all tables."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(name for name in modules if name != "base")
+
+
+def get_table(name: str) -> Table:
+    """The table of that name.
+
+    Raises:
+        ValueError: There is none; the message suggests near names.
+    """
+    return importlib.import_module(f"{__name__}.{choose('table', name, table_names())}").TABLE
+
+
+__all__ = ["Table", "get_table", "table_names"]

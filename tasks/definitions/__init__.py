@@ -1,0 +1,1 @@
+"""One file per data set, each defining `TASK`; the registry finds every file of this folder."""

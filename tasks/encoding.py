@@ -1,0 +1,130 @@
+"""Prompts as token ids, for scoring and for training.
+
+Text and continuation are tokenised together and split where the text alone ends, as
+lm-evaluation-harness does. What the tokenizer puts in front (BOS) is kept, what it puts behind
+(EOS) is not: a continuation follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING
+
+from tasks.prompts import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt's token ids.
+
+    Attributes:
+        prefix: Ids of the prompt's text, with what the tokenizer puts in front.
+        num_leading: How many ids at the prefix's start the tokenizer put in front.
+        continuations: Ids of each continuation.
+    """
+
+    prefix: list[int]
+    num_leading: int
+    continuations: list[list[int]]
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """A prompt with its right continuation.
+
+    Attributes:
+        input_ids: Ids of both.
+        num_target: The loss covers this many ids at the end: the continuation.
+        truncated: Whether the prompt was cut to fit.
+    """
+
+    input_ids: list[int]
+    num_target: int
+    truncated: bool
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> EncodedPrompt:
+    """Returns the token ids of a prompt and of each of its continuations.
+
+    Raises:
+        ValueError: A continuation has no tokens of its own, or the tokenizer merges it with the
+            prompt's end, so that no token boundary lies between them.
+    """
+    texts = [prompt.text, *(prompt.text + continuation for continuation in prompt.continuations)]
+    encoded = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
+    rows = []
+    for ids, mask in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
+        num_trailing = sum(1 for _ in takewhile(bool, reversed(mask)))
+        rows.append(ids[: len(ids) - num_trailing])
+    prefix = rows[0]
+    continuations = []
+    for continuation, row in zip(prompt.continuations, rows[1:], strict=True):
+        if row[: len(prefix)] != prefix or len(row) == len(prefix):
+            raise ValueError(
+                f"example {prompt.id}: the tokenizer has no boundary between the end of the prompt "
+                f"{prompt.text[-12:]!r} and the continuation {continuation!r}"
+            )
+        continuations.append(row[len(prefix) :])
+    num_leading = sum(1 for _ in takewhile(bool, encoded["special_tokens_mask"][0]))
+    return EncodedPrompt(prefix, num_leading, continuations)
+
+
+def fit_prefix(encoded: EncodedPrompt, num_reserved: int, cutoff: int) -> list[int]:
+    """Returns the prefix, cut from its left to leave room for `num_reserved` ids within `cutoff`.
+
+    The ids that the tokenizer puts in front are kept, and at least one id of the prompt itself.
+
+    Raises:
+        ValueError: The reserved ids leave no room for the prompt.
+    """
+    room = cutoff - num_reserved - encoded.num_leading
+    if room < 1:
+        raise ValueError(
+            f"cutoff is {cutoff}: must exceed the {encoded.num_leading + num_reserved} tokens of "
+            "the answer and of what the tokenizer puts in front"
+        )
+    return encoded.prefix[: encoded.num_leading] + encoded.prefix[encoded.num_leading :][-room:]
+
+
+def encode_training(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: int, cutoff: int
+) -> TrainingRow:
+    """Returns the prompt with its right continuation, at most `cutoff` ids.
+
+    A row that is too long loses the beginning of its prompt, never its answer.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        prompt: The worded example.
+        answer: Index of the right continuation.
+        cutoff: Largest number of ids.
+
+    Raises:
+        ValueError: The answer leaves no room for the prompt, or see `encode_prompt`.
+    """
+    encoded = encode_prompt(tokenizer, prompt)
+    target = encoded.continuations[answer]
+    prefix = fit_prefix(encoded, len(target), cutoff)
+    return TrainingRow(prefix + target, len(target), len(prefix) < len(encoded.prefix))
+
+
+def first_tokens(prompt: Prompt, encoded: EncodedPrompt) -> list[int]:
+    """Returns the first id of every continuation, by which label scoring tells them apart.
+
+    Raises:
+        ValueError: Two continuations begin with the same id.
+    """
+    owners: dict[int, str] = {}
+    for continuation, ids in zip(prompt.continuations, encoded.continuations, strict=True):
+        label = continuation.strip()
+        if ids[0] in owners:
+            raise ValueError(
+                f"example {prompt.id}: the labels {owners[ids[0]]} and {label} begin with the same "
+                f"token {ids[0]} in this vocabulary, label scoring cannot tell them apart"
+            )
+        owners[ids[0]] = label
+    return list(owners)

@@ -1,0 +1,20 @@
+"""One way to look up a name the user typed: exact, or an error that suggests near ones."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def choose(kind: str, name: str, known: Iterable[str]) -> str:
+    """`name` if it is known.
+
+    Raises:
+        ValueError: One line: what was typed, the nearest known name, all allowed names.
+    """
+    names = list(known)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+    raise ValueError(f"unknown {kind} {name!r}{hint}; known: {', '.join(names)}")

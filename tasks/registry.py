@@ -1,0 +1,43 @@
+"""Finds the tasks: every file of `tasks/definitions/` that is there is a task."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+
+from tasks import definitions
+from tasks.base import Task
+
+_PAPER_ORDER = ("arc-e", "arc-c", "boolq", "obqa", "piqa", "siqa", "hellaswag", "winogrande")
+
+
+def _discover() -> dict[str, Task]:
+    found: dict[str, Task] = {}
+    for module_info in pkgutil.iter_modules(definitions.__path__, f"{definitions.__name__}."):
+        task: Task = importlib.import_module(module_info.name).TASK
+        if task.name in found:
+            raise ValueError(f"{module_info.name}: a task named {task.name!r} exists already")
+        found[task.name] = task
+    ranks = {name: rank for rank, name in enumerate(_PAPER_ORDER)}
+    names = sorted(found, key=lambda name: (ranks.get(name, len(ranks)), name))
+    return {name: found[name] for name in names}
+
+
+_TASKS = _discover()
+
+TASK_NAMES: tuple[str, ...] = tuple(_TASKS)
+"""All task names: the paper's eight in its tables' order, then any others by name."""
+
+
+def get_task(name: str) -> Task:
+    """Returns the task called `name`.
+
+    Raises:
+        ValueError: There is none; the message suggests near names.
+    """
+    if name in _TASKS:
+        return _TASKS[name]
+    near = difflib.get_close_matches(name, TASK_NAMES, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ValueError(f"unknown task {name!r}: {hint}tasks are {', '.join(TASK_NAMES)}")
