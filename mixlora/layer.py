@@ -74,7 +74,8 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
     def expert_ffn(self, adapter_name: str) -> ExpertFfn:
         """The computation's view of one adapter."""
         config = self.configs[adapter_name]
-        lora_A, lora_B = self.lora_A[adapter_name], self.lora_B[adapter_name]
+        lora_A: Any = self.lora_A[adapter_name]
+        lora_B: Any = self.lora_B[adapter_name]
         magnitudes: Any = self.lora_magnitude_vector[adapter_name] if config.use_dora else {}
         experts = {
             name: ProjectionExperts(

@@ -24,16 +24,16 @@ class MixLoraModel(LoraModel):
 
     prefix: str = "lora_"
     # Both the attention's LoraLayer and MixLoraFfn.
-    tuner_layer_cls = BaseTunerLayer
+    tuner_layer_cls: Any = BaseTunerLayer
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         install_aux_loss(model)
 
-    def _prepare_model(self, peft_config: MixLoraConfig, model: nn.Module) -> None:
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Nothing to prepare (LoRA replicates layers here)."""
 
     def _prepare_adapter_config(
-        self, peft_config: MixLoraConfig, model_config: dict[str, Any]
+        self, peft_config: Any, model_config: dict[str, Any]
     ) -> MixLoraConfig:
         """Resolve target_modules against the model's family.
 
@@ -56,7 +56,7 @@ class MixLoraModel(LoraModel):
         return peft_config
 
     @staticmethod
-    def _check_target_module_exists(peft_config: MixLoraConfig, key: str) -> bool:
+    def _check_target_module_exists(peft_config: Any, key: str) -> bool:
         parent, _, name = key.rpartition(".")
         # Attention lives beside the FFN, never inside it: with several adapters the blocks hold
         # submodules of their own.
@@ -66,13 +66,12 @@ class MixLoraModel(LoraModel):
 
     def _create_and_replace(
         self,
-        peft_config: MixLoraConfig,
+        peft_config: Any,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
         parent: nn.Module,
         current_key: str,
-        *,
         parameter_name: str | None = None,
     ) -> None:
         if target_name != FFN_MODULE:

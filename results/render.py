@@ -90,7 +90,7 @@ class _Grid:
 
     def __init__(self, frame: pd.DataFrame, request: Request) -> None:
         self.request = request
-        self._rows = {
+        self._rows: dict[tuple[str, ...], Any] = {
             (row.source, row.model, row.method, row.task, row.metric): row
             for row in frame.itertuples(index=False)
         }
@@ -99,11 +99,11 @@ class _Grid:
         self.average = next((t for t in frame["task"] if t.startswith(AVERAGE)), AVERAGE)
 
     def value(self, *key: str) -> float | None:
-        row = self._rows.get(key)  # type: ignore[call-overload]
+        row = self._rows.get(key)
         return None if row is None else float(row.value)
 
     def stderr(self, *key: str) -> float | None:
-        row = self._rows.get(key)  # type: ignore[call-overload]
+        row = self._rows.get(key)
         return None if row is None or pd.isna(row.stderr) else float(row.stderr)
 
     @property

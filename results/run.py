@@ -61,7 +61,8 @@ def run_cell(spec: RunSpec, inputs: CellInputs, report: Callable[[str], None]) -
     """
     report("loading")
     clock = _Clock()
-    model, tokenizer = load_model(inputs.weights, spec.dtype, spec.device)
+    base_model, tokenizer = load_model(inputs.weights, spec.dtype, spec.device)
+    model: nn.Module = base_model
     # After loading, which may draw numbers too; before the adapter's initialisation.
     set_seed(spec.seed)
     training: dict[str, Any] = {}

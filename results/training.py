@@ -130,7 +130,7 @@ def fine_tune(
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=dataset,  # type: ignore[arg-type]
+            train_dataset=dataset,
             data_collator=AnswerCollator(pad_token_id),
             callbacks=[progress],
         )

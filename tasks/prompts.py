@@ -16,6 +16,7 @@ from typing import Any
 
 from tasks.base import SCORINGS, Example, Scoring, Task
 from tasks.fields import letters
+from tasks.names import choose
 from tasks.registry import get_task
 
 _LABEL_REQUEST = "Reply with the letter of the best option."
@@ -114,9 +115,7 @@ def load_templates(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _lists_options(task: Task, scoring: str) -> bool:
-    if scoring not in SCORINGS:
-        raise ValueError(f"unknown scoring {scoring!r}: scorings are {', '.join(SCORINGS)}")
-    return scoring == "label" and task.lettered
+    return choose("scoring", scoring, SCORINGS) == "label" and task.lettered
 
 
 def _check_template(task: Task, scoring: str, template: Any) -> None:

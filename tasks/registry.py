@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 
 from tasks import definitions
 from tasks.base import Task
+from tasks.names import choose
 
 _PAPER_ORDER = ("arc-e", "arc-c", "boolq", "obqa", "piqa", "siqa", "hellaswag", "winogrande")
 
@@ -36,8 +36,4 @@ def get_task(name: str) -> Task:
     Raises:
         ValueError: There is none; the message suggests near names.
     """
-    if name in _TASKS:
-        return _TASKS[name]
-    near = difflib.get_close_matches(name, TASK_NAMES, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(f"unknown task {name!r}: {hint}tasks are {', '.join(TASK_NAMES)}")
+    return _TASKS[choose("task", name, TASK_NAMES)]

@@ -1,11 +1,12 @@
 """Has a causal language model answer prompts. The only module of `tasks/` that imports torch.
 
-Shapes: N prompts of a batch, R of their options that need a second pass, P longest prefix, L
+Shapes: N prompts of a batch, R of their options in a second pass, P longest prefix, L
 longest rest of an option, V vocabulary.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from tasks.base import SCORINGS, Scoring
 from tasks.encoding import encode_prompt, first_tokens, fit_prefix
+from tasks.names import choose
 from tasks.prompts import Prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import Cache, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,7 @@ def score(
         ValueError: See `encoding.encode_prompt`, `fit_prefix` and `first_tokens`, or an unknown
             `scoring`.
     """
-    if scoring not in SCORINGS:
-        raise ValueError(f"unknown scoring {scoring!r}: scorings are {', '.join(SCORINGS)}")
+    choose("scoring", scoring, SCORINGS)
     requests = []
     for position, prompt in enumerate(prompts):
         encoded = encode_prompt(tokenizer, prompt)
@@ -141,36 +142,49 @@ def _score_batch(model: nn.Module, batch: Sequence[_Request]) -> list[Tensor]:
     options = [(n, ids) for n, request in enumerate(batch) for ids in request.continuations]
     rows = torch.tensor([n for n, _ in options], device=device)
     first = torch.tensor([ids[0] for _, ids in options], device=device)
-    longer = [index for index, (_, ids) in enumerate(options) if len(ids) > 1]
+    # Options whose lengths share their leading power of two go together: padding all of a batch to
+    # its longest option would triple the work on real rows.
+    groups: dict[int, list[int]] = {}
+    for index, (_, ids) in enumerate(options):
+        if len(ids) > 1:
+            groups.setdefault((len(ids) - 1).bit_length(), []).append(index)
 
     prefixes, prefix_mask = _pad([request.prefix for request in batch], "left", device)
-    position_ids = (prefix_mask.cumsum(dim=1) - 1).clamp(min=0)
     outputs = model(
         input_ids=prefixes,
         attention_mask=prefix_mask,
-        position_ids=position_ids,
-        use_cache=bool(longer),
+        position_ids=(prefix_mask.cumsum(dim=1) - 1).clamp(min=0),
+        use_cache=bool(groups),
         logits_to_keep=1,
     )
     scores = _log_probs(outputs.logits[rows, -1], first)  # one per option
-    if longer:
+    for group in groups.values():
         # What is left of an option after its first token, which the prefix has predicted.
-        inputs, mask = _pad([options[index][1][:-1] for index in longer], "right", device)
-        targets, _ = _pad([options[index][1][1:] for index in longer], "right", device)
-        kept = torch.tensor(longer, device=device)
-        cache = outputs.past_key_values
-        cache.batch_select_indices(rows[kept])
-        lengths = prefix_mask.sum(dim=1)[rows[kept]]
+        inputs, mask = _pad([options[index][1][:-1] for index in group], "right", device)
+        targets, _ = _pad([options[index][1][1:] for index in group], "right", device)
+        indices = torch.tensor(group, device=device)
+        group_prefix_mask = prefix_mask[rows[indices]]
+        start = group_prefix_mask.sum(dim=1, keepdim=True)
         logits = model(
             input_ids=inputs,
-            attention_mask=torch.cat([prefix_mask[rows[kept]], mask], dim=1),
-            position_ids=lengths[:, None] + torch.arange(inputs.shape[1], device=device),
-            past_key_values=cache,
+            attention_mask=torch.cat([group_prefix_mask, mask], dim=1),
+            position_ids=start + torch.arange(inputs.shape[1], device=device),
+            past_key_values=_select_rows(outputs.past_key_values, rows[indices]),
             use_cache=True,
         ).logits
         rest = _log_probs(logits, targets).masked_fill(mask == 0, 0.0)  # (R, L)
-        scores = scores.index_add(0, kept, rest.sum(dim=1))
+        scores = scores.index_add(0, indices, rest.sum(dim=1))
     return list(scores.cpu().split([len(request.continuations) for request in batch]))
+
+
+def _select_rows(cache: Cache, rows: Tensor) -> Cache:
+    """Returns a cache of the given rows (R,) and leaves `cache` as it is."""
+    selected = copy.copy(cache)
+    # The selection replaces a layer's tensors and does not write into them, so that shallow copies
+    # of the layers keep the original whole.
+    selected.layers = [copy.copy(layer) for layer in cache.layers]
+    selected.batch_select_indices(rows)
+    return selected
 
 
 def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The tests of the project, one folder for each part."""
