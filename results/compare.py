@@ -40,8 +40,11 @@ _Row = dict[str, Any]
 _Cell = tuple[str, str, str]  # model, method, task
 
 
-def load_reported() -> pd.DataFrame:
-    """Every number the paper reports, in `LONG_COLUMNS`, source "reported".
+def load_reported(table: str) -> pd.DataFrame:
+    """Every number of one of the paper's tables, in `LONG_COLUMNS`, source "reported".
+
+    Args:
+        table: Its number in the paper; all but "3", the settings, hold numbers only.
 
     Raises:
         ValueError: The file lacks a column, or a value is not a number; it is named.
@@ -50,11 +53,12 @@ def load_reported() -> pd.DataFrame:
     missing = [column for column in _PAPER_COLUMNS if column not in frame.columns]
     if missing:
         raise ValueError(f"{REPORTED_CSV}: column {', '.join(missing)} is missing")
+    frame = frame[frame["table"] == table]
     values = pd.to_numeric(frame["value"], errors="coerce")
     if values.isna().any():
-        row = int(values.isna().to_numpy().argmax()) + 2  # the header is row 1
+        row = values.index[values.isna()][0] + 2  # counted from 1, after the header
         raise ValueError(f"{REPORTED_CSV}, row {row}, column value: expected a number")
-    frame["value"] = values
+    frame = frame.assign(value=values)
     return frame.assign(source="reported", stderr=None, n=None, seed="")[LONG_COLUMNS]
 
 
@@ -82,8 +86,8 @@ def compare(
     Returns:
         `LONG_COLUMNS`, measured rows first. Percent for unit "%", points for "pp".
     """
-    reported = load_reported()
-    reported = reported[(reported["table"] == table) & (reported["setting"] == setting)]
+    reported = load_reported(table)
+    reported = reported[reported["setting"] == setting]
     lookup = {
         (row.model, row.method, row.task, row.metric): row.value
         for row in reported.itertuples(index=False)
@@ -107,8 +111,9 @@ def compare(
             rows.append(row | {"metric": name, "value": row["value"] - paper, "unit": "pp"})
     for row in rows:
         row |= {"table": table, "setting": setting, "source": "measured"}
-    measured = pd.DataFrame(rows, columns=LONG_COLUMNS).astype({"value": float})
-    return pd.concat([measured, reported.astype({"value": float})], ignore_index=True)
+    measured = pd.DataFrame(rows, columns=LONG_COLUMNS)
+    frames = [frame for frame in (measured, reported) if len(frame)]
+    return pd.concat([frame.astype({"value": float}) for frame in frames], ignore_index=True)
 
 
 def _cell_rows(cell: _Cell, group: list[RunRecord], baseline: list[RunRecord] | None) -> list[_Row]:

@@ -14,12 +14,13 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "lm-eval
 _ROOT = Path(__file__).resolve().parents[1]
 
 
-def collect(device: str, device_name: str) -> dict[str, Any]:
+def collect(device: str, device_name: str, num_threads: int) -> dict[str, Any]:
     """Provenance of a number computed now on the given device.
 
     Args:
         device: Kind of device ("cpu", "cuda").
         device_name: What the driver calls it, or the processor's name.
+        num_threads: CPU threads torch computes with, on which rounding depends.
     """
     return {
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -30,6 +31,7 @@ def collect(device: str, device_name: str) -> dict[str, Any]:
             "device": device,
             "device_name": device_name,
             "cpu_count": os.cpu_count(),
+            "num_threads": num_threads,
             "platform": f"{platform.system()} {platform.machine()}",
         },
     }

@@ -130,7 +130,7 @@ class RecordStore:
         """Write a record so that it is there whole or not at all."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.path(record.id)
-        write_atomically(path, json.dumps(record.to_json(), indent=1) + "\n")
+        write_atomically(path, json.dumps(record.to_json()) + "\n")
         return path
 
     def delete(self, record_id: str) -> None:

@@ -221,8 +221,8 @@ def _reported_cell(grid: _Grid, model: str, method: str, task: str) -> str:
 def _notes(request: Request, outcome: Outcome) -> list[str]:
     levels = ", ".join(f"{name} {level} %" for name, level in REPORTED_MAJORITY.items())
     notes = [
-        f"{COLLAPSED_MARK} collapsed: at least {100 * COLLAPSED_SHARE:.0f} % of the predictions are "
-        f"one answer; for reported cells, accuracy within {REPORTED_TOLERANCE} of the "
+        f"{COLLAPSED_MARK} collapsed: at least {100 * COLLAPSED_SHARE:.0f} % of the predictions "
+        f"are one answer; for reported cells, accuracy within {REPORTED_TOLERANCE} of the "
         f"majority-class level ({levels})",
         f"bold: p < {_SIGNIFICANT} in a sign-flip test on the same examples, not corrected for the "
         "number of comparisons",

@@ -111,7 +111,9 @@ def run_cell(spec: RunSpec, inputs: CellInputs, report: Callable[[str], None]) -
         tasks=tasks,
         training=training,
         seconds=clock.laps,
-        provenance=provenance.collect(spec.device, _device_name(spec.device))
+        provenance=provenance.collect(
+            spec.device, _device_name(spec.device), torch.get_num_threads()
+        )
         | {"data": inputs.data_label, "weights": inputs.weights.label},
     )
 

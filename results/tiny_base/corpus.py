@@ -149,15 +149,26 @@ def deeds(rng: random.Random, size: int) -> Items:
 def some_items(rng: random.Random) -> Items:
     """Two to five items of one sort."""
     make: Callable[[random.Random, int], Items] = rng.choices((things, values, deeds), (5, 2, 2))[0]
-    return make(rng, rng.choice((2, 3, 4, 4, 5)))
+    return make(rng, rng.choice((2, 3, 4, 4, 5, 5)))
+
+
+def list_read_twice(rng: random.Random) -> str:
+    """A lettered list and once more the same list."""
+    items, _ = some_items(rng)
+    return f"List{lettered(items)}\nList{lettered(items)}"
 
 
 def list_then_search(rng: random.Random) -> str:
-    """A lettered list, then the letters of some of its items."""
+    """A lettered list, then the letters of some items and the items of some letters."""
     items, phrases = some_items(rng)
+    found = ""
     # With repeats, or the letters left over would give the last ones away.
-    wanted = rng.choices(range(len(items)), k=5)
-    return f"List{lettered(items)}" + "".join(f"\n{phrases[i]} : {LETTERS[i]}" for i in wanted)
+    for i in rng.choices(range(len(items)), k=6):
+        if rng.random() < 0.7:
+            found += f"\n{phrases[i]} : {LETTERS[i]}"
+        else:
+            found += f"\n{LETTERS[i]} : {items[i]}"
+    return f"List{lettered(items)}{found}"
 
 
 def search_then_list(rng: random.Random) -> str:
@@ -176,6 +187,7 @@ DOCUMENTS: tuple[tuple[Callable[[random.Random], str], int], ...] = (
     (opinions, 3),
     (afternoon, 1),
     (story, 1),
+    (list_read_twice, 3),
     (list_then_search, 8),
     (search_then_list, 8),
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
-from results.compare import LONG_COLUMNS, compare, load_reported
+from results.compare import LONG_COLUMNS, REPORTED_CSV, compare, load_reported
 from results.records import RunRecord
 from tasks import TASK_NAMES
 
@@ -95,7 +97,11 @@ def test_a_difference_to_the_paper_needs_the_same_model() -> None:
     tiny = table([make_record(make_spec("lora"), answers, right)], ["arc-e"])
     assert not [metric for metric in tiny["metric"] if "minus_paper" in metric]
     gemma = make_record(
-        make_spec("lora", model="gemma-2b"), answers, right, trainable=98_058_240, base=2_506_172_416
+        make_spec("lora", model="gemma-2b"),
+        answers,
+        right,
+        trainable=98_058_240,
+        base=2_506_172_416,
     )
     frame = table([gemma], ["arc-e"])
     assert value(frame, "lora", "arc-e", "accuracy_minus_paper") == pytest.approx(80.0 - 71.9)
@@ -112,8 +118,19 @@ def test_choice_scoring_is_not_compared_with_the_paper() -> None:
 
 
 def test_reported_numbers_are_the_papers() -> None:
-    frame = load_reported()
-    assert len(frame) == 600
+    frame = load_reported("1")
+    assert len(frame) == 160
     assert set(frame["source"]) == {"reported"}
-    rows = frame[(frame["table"] == "1") & (frame["model"] == "llama2-7b") & (frame["task"] == "avg")]
+    rows = frame[(frame["model"] == "llama2-7b") & (frame["task"] == "avg")]
     assert dict(zip(rows["method"], rows["value"], strict=True))["lora"] == 71.8
+
+
+def test_a_value_that_is_no_number_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "reported.csv"
+    monkeypatch.setattr("results.compare.REPORTED_CSV", path)
+    path.write_text(REPORTED_CSV.read_text().replace(",43.2,", ",forty,", 1))
+    with pytest.raises(ValueError, match="row 4, column value: expected a number"):
+        load_reported("1")
+    path.write_text("table,model\n1,x\n")
+    with pytest.raises(ValueError, match="column method, setting, .* is missing"):
+        load_reported("1")
