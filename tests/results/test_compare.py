@@ -132,5 +132,5 @@ def test_a_value_that_is_no_number_is_named(tmp_path: Path, monkeypatch: Any) ->
     with pytest.raises(ValueError, match="row 4, column value: expected a number"):
         load_reported("1")
     path.write_text("table,model\n1,x\n")
-    with pytest.raises(ValueError, match="column method, setting, .* is missing"):
+    with pytest.raises(ValueError, match=r"column method, setting, .* is missing"):
         load_reported("1")

@@ -1,0 +1,65 @@
+"""The "# Params" columns of the paper, from models on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from results.compare import load_reported
+from results.parameters import count_cell
+from results.presets import get_preset
+from results.request import Request
+from results.run import add_adapter, count_parameters
+from results.shapes import SHAPES, build_meta
+
+#: Percent of the nominal size, to the digits that protocol and tables give.
+PERCENT = {
+    "gemma-2b": {"lora": 3.236, "mixlora": 4.336},
+    "llama2-7b": {"lora": 2.855, "mixlora": 2.906},
+    "llama3-8b": {"lora": 2.621, "mixlora": 3.015},
+    "llama2-13b": {"lora": 2.407, "mixlora": 2.453},
+}
+
+
+def percent(model: str, method: str, **settings: Any) -> float:
+    request = Request.make(get_preset("paper"))
+    spec = request.cell(model, method, ["arc-e"], ["arc-e"], 0)
+    adapter = tuple(sorted((dict(spec.adapter) | settings).items()))
+    trainable, _ = count_cell(type(spec)(**vars(spec) | {"adapter": adapter}))
+    nominal = SHAPES[model].nominal_parameters
+    if nominal is None:
+        raise AssertionError(f"{model} has no nominal size")
+    return 100 * trainable / nominal
+
+
+@pytest.mark.parametrize("method", ["lora", "mixlora"])
+@pytest.mark.parametrize("model", PERCENT)
+def test_percentages_of_the_protocol(model: str, method: str) -> None:
+    assert f"{percent(model, method):.3f}" == f"{PERCENT[model][method]:.3f}"
+
+
+def test_table_1_column_to_the_printed_digit() -> None:
+    rows = load_reported("1")
+    rows = rows[(rows["metric"] == "params") & rows["method"].isin(["lora", "mixlora"])]
+    assert len(rows) == 8
+    for row in rows.itertuples():
+        assert f"{percent(row.model, row.method):.1f}" == f"{row.value:.1f}", row.model
+
+
+@pytest.mark.parametrize(
+    ("rank", "value"), [(2, 0.376), (4, 0.738), (8, 1.461), (16, 2.906), (32, 5.797)]
+)
+def test_table_8_ranks(rank: int, value: float) -> None:
+    got = percent("llama2-7b", "mixlora", r=rank, lora_alpha=2 * rank)
+    assert f"{got:.3f}" == f"{value:.3f}"
+    rows = load_reported("8")
+    chosen = rows[(rows["metric"] == "params") & (rows["setting"] == f"r={rank}")]
+    assert {f"{number:.2f}" for number in chosen["value"]} == {f"{got:.2f}"}
+
+
+def test_one_layer_tells_for_all() -> None:
+    settings = get_preset("paper").adapters["mixdora"]
+    model = add_adapter(build_meta("smollm2-135m", num_layers=5), "mixdora", settings)
+    one = add_adapter(build_meta("smollm2-135m", num_layers=1), "mixdora", settings)
+    assert count_parameters(model)[0] == 5 * count_parameters(one)[0]
