@@ -35,9 +35,9 @@ from tasks.sources import open_source
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
-        options = _parser().parse_args(arguments)
+        options = parse_arguments(arguments)
         table = get_table(options.table)
-        request = _request(options)
+        request = build_request(options)
         cells = table.cells(request)
         if options.dry_run:
             _print_cells(cells)
@@ -69,7 +69,12 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (see --help)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line's options, names not yet looked up.
+
+    Raises:
+        ValueError: An option is unknown or not a number where one is expected.
+    """
     parser = _Parser(
         prog="reproduce.py",
         description="Reproduce the tables of the MixLoRA paper, measured beside reported.",
@@ -134,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="list the cells and their parameters, run nothing")
     add("--render-only", action="store_true", help="render what is stored, run nothing")
     add("--fresh", action="store_true", help="run cells again that have a record")
-    return parser
+    return parser.parse_args(arguments)
 
 
 def _names(text: str) -> list[str]:
@@ -145,7 +150,12 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _request(options: argparse.Namespace) -> Request:
+def build_request(options: argparse.Namespace) -> Request:
+    """What is asked for, checked.
+
+    Raises:
+        ValueError: A name is unknown, a number out of range, or the device not there.
+    """
     preset = get_preset(options.preset)
     data = "directory" if options.data_dir else "bundled" if preset.bundled_data else "hub"
     return Request.make(

@@ -11,6 +11,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 from transformers import set_seed
+from transformers.utils.logging import disable_progress_bar
 
 from mixlora.ffn import get_family
 from tasks.base import Scoring
@@ -25,6 +26,8 @@ from .spec import RunSpec
 from .training import fine_tune
 from .weights import load_model
 
+# Bars of a second each would break up the bar over the cells.
+disable_progress_bar()
 # PEFT reads a property that transformers has renamed; nothing a user could do about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
 

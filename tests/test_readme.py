@@ -1,0 +1,65 @@
+"""Every command and example of the README is true: it parses, exists or runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reproduce import build_request, parse_arguments
+from results.tables import get_table
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(program: str) -> list[list[str]]:
+    """Arguments of every command line of the README's shell blocks that runs this program."""
+    lines = [line for block in blocks(README, "sh") for line in block.splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    size = len(shlex.split(program))
+    return [line[size:] for line in words if line[:size] == shlex.split(program)]
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands("python reproduce.py")) >= 4
+    assert ["reproduce"] in commands("make") and ["test"] in commands("make")
+
+
+@pytest.mark.parametrize("arguments", commands("python reproduce.py"), ids=" ".join)
+def test_reproduce_commands_parse(arguments: list[str]) -> None:
+    options = parse_arguments(arguments)
+    assert get_table(options.table).cells(build_request(options))
+
+
+@pytest.mark.parametrize("arguments", commands("make"), ids=" ".join)
+def test_make_targets_exist(arguments: list[str]) -> None:
+    result = subprocess.run(
+        ["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("code", blocks(README, "python"))
+def test_python_examples_run(code: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "trainable params" in result.stdout
+
+
+@pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+def test_named_files_exist(text: str) -> None:
+    named = set(re.findall(r"`((?:[\w.]+/)+[\w.]*\.(?:py|csv|md|txt|json))`", text))
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
