@@ -156,7 +156,7 @@ def write_atomically(path: Path, text: str) -> None:
 def _read(path: Path) -> RunRecord:
     try:
         record = RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path}: not a record of this version ({type(error).__name__}: {error}); "
             "delete it to run its cell again"
