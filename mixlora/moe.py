@@ -199,12 +199,15 @@ def _shared_input_low_rank(experts: ProjectionExperts, inputs: Tensor, plan: Dis
     """
     num_experts, rank, _ = experts.lora_A.shape
     reduced = F.linear(inputs, experts.lora_A.flatten(0, 1)).unflatten(1, (num_experts, rank))
-    return _grouped(reduced[plan.token, plan.expert], experts.lora_B, plan) * experts.scaling
+    # Scaled while it is r wide, not O wide.
+    reduced = reduced[plan.token, plan.expert] * experts.scaling
+    return _grouped(reduced, experts.lora_B, plan)
 
 
 def _low_rank(experts: ProjectionExperts, inputs: Tensor, plan: Dispatch) -> Tensor:
     """s B_e A_e x of each pair, (N, O), for inputs (N, I) of their own."""
-    return _grouped(_grouped(inputs, experts.lora_A, plan), experts.lora_B, plan) * experts.scaling
+    reduced = _grouped(inputs, experts.lora_A, plan) * experts.scaling
+    return _grouped(reduced, experts.lora_B, plan)
 
 
 def _grouped(rows: Tensor, weights: Tensor, plan: Dispatch) -> Tensor:

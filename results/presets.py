@@ -64,7 +64,8 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="tiny",
             models=("tiny",),
-            scoring="label",
+            # Models of these sizes answer by letter at chance, tuned or not.
+            scoring="choice",
             dtype="float32",
             bundled_data=True,
             # The paper's ratio of ranks, 5 to 1, at a quarter of its size.
@@ -74,7 +75,6 @@ PRESETS: dict[str, Preset] = {
         Preset(
             name="small",
             models=("smollm2-135m",),
-            # A model of this size answers by letter at chance, tuned or not.
             scoring="choice",
             dtype="float32",
             bundled_data=False,

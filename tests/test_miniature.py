@@ -111,7 +111,7 @@ def test_social_answers_agree_with_the_world() -> None:
 
 def test_endings_are_the_next_step() -> None:
     for example in [row for rows in splits("hellaswag") for row in rows]:
-        [activity] = [a for a in ACTIVITIES if f" is {a.name}." in example.question]
+        [activity] = [a for a in ACTIVITIES if f" is {a.name} and " in example.question]
         [now] = [i for i, s in enumerate(activity.steps) if f" {s}." in example.question]
         fits = [option == f"{activity.steps[now + 1]}." for option in example.options]
         assert fits.index(True) == example.answer and sum(fits) == 1, example

@@ -17,14 +17,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from results.tiny_base.corpus import LETTERS, document
+from results.tiny_base.corpus import document
 
 SEED = 42
 VOCAB_SIZE = 1280
-BATCH_SIZE = 32
-STEPS = 2400
+BATCH_SIZE = 64
+STEPS = 2000
 LR = 3e-3
-LETTER_WEIGHT = 5.0
 BOUNDARY, PAD = "<s>", "<pad>"
 
 # Ordinary words that instructions are made of, so that each is one token and prompts stay short.
@@ -34,12 +33,12 @@ GENERAL_ENGLISH = (
     " Pick the most likely continuation of this text. Select the way that reaches the goal.",
     " Which of these is about a science situation? Who would do what, where, how, when and why?",
     "\nAnswer: true\nAnswer: false",
-    *(f" {letter}" for letter in LETTERS),
+    " A B C D E",
 )
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the corpus; a list marker such as "\\n(A)" is one token."""
+    """Byte-level BPE trained on the corpus; most of its words are one token."""
     rng = random.Random(SEED)
     texts = [document(rng) for _ in range(20_000)] + [*GENERAL_ENGLISH] * 500
     tokenizer = Tokenizer(models.BPE())
@@ -105,16 +104,15 @@ def batches(tokenizer: PreTrainedTokenizerFast, steps: int) -> Iterator[torch.Te
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
     """Trains `model` in place."""
     optimizer = torch.optim.AdamW(model.parameters(), LR, (0.9, 0.98), weight_decay=0.01)
-    # Few tokens of a list can be predicted at all: the letters asked for. They count more.
-    weights = torch.ones(len(tokenizer))
-    weights[tokenizer.pad_token_id] = 0.0
-    weights[tokenizer.convert_tokens_to_ids([f"Ġ{letter}" for letter in LETTERS])] = LETTER_WEIGHT
     started = time.monotonic()
     for step, ids in enumerate(batches(tokenizer, steps)):
         # A short warm-up, then straight down to zero.
         optimizer.param_groups[0]["lr"] = LR * min((step + 1) / 100, (steps - step) / steps)
         logits = model(input_ids=ids, use_cache=False).logits
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), weights)
+        targets = ids[:, 1:].flatten()
+        loss = cross_entropy(
+            logits[:, :-1].flatten(0, 1), targets, ignore_index=tokenizer.pad_token_id
+        )
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

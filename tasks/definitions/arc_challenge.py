@@ -1,24 +1,9 @@
-"""ARC-Challenge: school science questions that retrieval gets wrong (arXiv 1803.05457)."""
+"""ARC-Challenge: ARC's questions that simple baselines get wrong (arXiv 1803.05457)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from tasks.base import Example, HubDataset, Task
-from tasks.fields import letters, read_choices, read_text
-
-
-def parse(row: dict[str, Any], default_id: str) -> Example:
-    """Returns the row as an `Example` with three to five options."""
-    options, answer = read_choices(row)
-    return Example(
-        id=read_text(row, "id"),
-        question=read_text(row, "question"),
-        options=options,
-        labels=letters(len(options)),
-        answer=answer,
-    )
-
+from tasks.base import HubDataset, Task
+from tasks.definitions.arc_easy import COLUMNS, parse
 
 TASK = Task(
     name="arc-c",
@@ -27,12 +12,7 @@ TASK = Task(
     directory="arc_challenge",
     train_split="train",
     eval_split="test",
-    columns={
-        "id": "a non-empty text",
-        "question": "a non-empty text",
-        "choices": "an object of two lists of one length, text and label (no label twice)",
-        "answerKey": "the label of the right choice",
-    },
+    columns=COLUMNS,
     instruction="Answer this science question.",
     parse=parse,
     lm_eval_task="arc_challenge",

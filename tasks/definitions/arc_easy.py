@@ -20,6 +20,13 @@ def parse(row: dict[str, Any], default_id: str) -> Example:
     )
 
 
+COLUMNS = {
+    "id": "a non-empty text",
+    "question": "a non-empty text",
+    "choices": "an object of two lists of one length, text and label (no label twice)",
+    "answerKey": "the label of the right choice",
+}
+
 TASK = Task(
     name="arc-e",
     title="ARC-e",
@@ -27,12 +34,7 @@ TASK = Task(
     directory="arc_easy",
     train_split="train",
     eval_split="test",
-    columns={
-        "id": "a non-empty text",
-        "question": "a non-empty text",
-        "choices": "an object of two lists of one length, text and label (no label twice)",
-        "answerKey": "the label of the right choice",
-    },
+    columns=COLUMNS,
     instruction="Answer this science question.",
     parse=parse,
     lm_eval_task="arc_easy",

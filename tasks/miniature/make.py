@@ -75,13 +75,18 @@ CLAIMS = {
     "weight": ("is the {n} {v}", "does the {n} feel {v}"),
 }
 STEMS = {
+    "kind": "Among things that are a {v} you can count the",
+    "colour": "Of a {v} colour you can see the",
+    "material": "Made of {v} you can buy the",
     "place": "In the {v} you can find the",
     "use": "To {v} you should take the",
 }
 GOALS = {
+    "kind": "To get a {v},",
+    "colour": "To show something {v},",
     "material": "To find something made of {v},",
+    "place": "To fetch something from the {v},",
     "use": "To {v},",
-    "weight": "To pick up something {v},",
 }
 BLANKS = {
     "kind": "wanted a {v} and took the _.",
@@ -148,9 +153,7 @@ def ask_goal(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
     """A goal that one of two things reaches."""
     verb = rng.choice(("take", "use", "find"))
     right, wrong = f"{verb} the {thing.name}.", strangers(rng, thing, attribute, 1)[0]
-    return Quiz(
-        GOALS[attribute].format(v=thing.get(attribute)), right, [f"{verb} the {wrong}."]
-    )
+    return Quiz(GOALS[attribute].format(v=thing.get(attribute)), right, [f"{verb} the {wrong}."])
 
 
 def ask_blank(rng: random.Random, thing: Thing, attribute: str) -> Quiz:

@@ -1,0 +1,125 @@
+"""Running cells: what is skipped, what a failure costs, what is read before the first cell runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixlora.moe import FORWARDS
+from results import request as request_module
+from results.executor import execute, stored
+from results.inputs import CellInputs, InputLoader
+from results.records import RecordStore, RunRecord
+from results.spec import RunSpec
+from results.tables import get_table
+from results.weights import ResolvedWeights
+from tasks.sources import open_source
+
+from .builders import make_record, make_request
+
+ROW = {"goal": "open it", "sol1": "pull", "sol2": "push", "label": 0}
+
+
+def loader(data_dir: Path | None = None, **templates: Any) -> InputLoader:
+    weights = ResolvedWeights("bundled", Path("nowhere"), None, "hash of the weights", "weights")
+    source = open_source(data_dir, bundled=data_dir is None)
+    return InputLoader(source, {"tiny": weights}, templates)
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
+    """The cells that are run, by a stand-in that fails for DoRA."""
+    cells: list[RunSpec] = []
+
+    def run_cell(spec: RunSpec, inputs: CellInputs, report: Any) -> RunRecord:
+        cells.append(spec)
+        if spec.method == "dora":
+            raise FloatingPointError("training loss is nan at step 3\nmore")
+        record = make_record(spec, [0, 1], [0, 1])
+        return RunRecord(**vars(record) | {"fingerprints": inputs.fingerprints})
+
+    monkeypatch.setattr("results.run.run_cell", run_cell)
+    return cells
+
+
+def cells(**changes: Any) -> list[RunSpec]:
+    return get_table("main").cells(make_request(tasks=["piqa"], **changes))
+
+
+def test_done_cells_are_not_run_again(ran: list[RunSpec], tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    wanted = cells(methods=["base", "lora"])
+    assert execute(wanted, loader(), store, fresh=False).computed == 2
+    again = execute(wanted, loader(), store, fresh=False)
+    assert (again.computed, len(again.records), len(ran)) == (0, 2, 2)
+    more = execute(cells(methods=["base", "lora", "mixlora"]), loader(), store, fresh=False)
+    assert (more.computed, len(more.records)) == (1, 3)
+    assert execute(wanted, loader(), store, fresh=True).computed == 2
+
+
+def test_a_failure_costs_its_own_cell_only(ran: list[RunSpec], tmp_path: Path) -> None:
+    wanted = cells(methods=["lora", "dora", "mixlora"])
+    outcome = execute(wanted, loader(), RecordStore(tmp_path), fresh=False)
+    assert [spec.method for spec in outcome.records] == ["lora", "mixlora"]
+    ((failed, reason),) = outcome.failed.items()
+    assert failed.method == "dora"
+    assert reason.startswith("FloatingPointError: training loss is nan at step 3 (traceback in ")
+    (log,) = (tmp_path / "logs").iterdir()
+    assert "run_cell" in log.read_text()
+    assert len(list((tmp_path / "records").iterdir())) == 2
+
+
+def test_bad_data_stops_before_anything_runs(ran: list[RunSpec], tmp_path: Path) -> None:
+    for split, rows in (("train", [ROW]), ("validation", [ROW, {**ROW, "label": 2}])):
+        path = tmp_path / "data" / "piqa" / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"validation.jsonl, row 2, column label: got 2"):
+        execute(cells(), loader(tmp_path / "data"), RecordStore(tmp_path), fresh=False)
+    assert ran == []
+
+
+def test_a_task_without_data_is_unavailable_by_name(ran: list[RunSpec], tmp_path: Path) -> None:
+    path = tmp_path / "data" / "piqa"
+    path.mkdir(parents=True)
+    (path / "validation.jsonl").write_text(json.dumps(ROW) + "\n")
+    wanted = cells(methods=["base", "lora"])
+    outcome = execute(wanted, loader(tmp_path / "data"), RecordStore(tmp_path), fresh=False)
+    assert [spec.method for spec in outcome.records] == ["base"]  # it needs no training rows
+    ((_, reason),) = outcome.unavailable.items()
+    assert reason.startswith("piqa: no train split") and "train.jsonl" in reason
+
+
+def test_other_prompts_are_another_cell() -> None:
+    spec = cells(methods=["lora"], scoring="choice")[0]
+    ours = loader().load(spec)
+    theirs = loader(piqa={"choice": "Goal: {question}"}).load(spec)
+    assert ours.fingerprints.prompts != theirs.fingerprints.prompts
+    assert theirs.evaluation["piqa"].prompts[0].text.startswith("Goal: ")
+
+
+def test_all_methods_see_the_same_rows_in_the_same_order() -> None:
+    first, *others = [
+        loader().load(spec) for spec in cells(methods=["lora", "dora", "mixlora"], limit_train=50)
+    ]
+    for other in others:
+        assert other.train == first.train
+        assert other.fingerprints == first.fingerprints
+
+
+def test_the_newest_record_is_rendered_whatever_its_device(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    (spec,) = cells(methods=["lora"], device="cuda")
+    for day, data in ((2, "newer"), (1, "older")):
+        stamp = f"2026-01-0{day}T00:00:00+00:00"
+        store.save(make_record(spec, [0, 1], [0, 1], finished=stamp, eval_data=data))
+    (asked,) = cells(methods=["lora"], device="auto")
+    assert stored([asked], store).records[asked].fingerprints.eval_data == "newer"
+    assert stored(cells(methods=["lora"], device="cpu"), store).records == {}
+
+
+def test_forwards_are_named_alike() -> None:
+    assert tuple(FORWARDS) == request_module.FORWARDS
