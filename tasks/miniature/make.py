@@ -1,8 +1,9 @@
 """Writes the eight miniature data sets from `world.py`: `python -m tasks.miniature.make`.
 
-Every row has the columns of the real data set. Each task keeps a share of what it can ask about (a
-thing's colour, an activity's third step) for the evaluation split alone: an answer there cannot be
-learnt from the training rows, only known from the pretraining text.
+Every row has the columns of the real data set. Most tasks keep a share of what they can ask about
+(such as a thing's colour) for the evaluation split alone: an answer there cannot be learnt from the
+training rows, only known from the pretraining text. The two with few things to ask about, SocialIQA
+and HellaSwag, keep whole rows back instead.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tasks.miniature.world import (
 )
 
 SEED = 42
-TRAIN_ROWS, EVAL_ROWS = 640, 200
+TRAIN_ROWS, EVAL_ROWS = 320, 200
 EVAL_SHARE = 0.25
 LETTERS = "ABCDE"
 
@@ -245,6 +246,8 @@ class Miniature:
         ask: Makes a question about a key.
         row: Puts question, options and the answer's index into the data set's columns.
         answers: Index of the right option, row after row, over and over.
+        unseen_keys: Whether the evaluation rows ask about keys that the training rows never do.
+            Otherwise only the rows differ, in their wrong options and persons.
     """
 
     eval_split: str
@@ -252,6 +255,7 @@ class Miniature:
     ask: Callable[..., Quiz]
     row: Callable[[Quiz, list[str], int, str], Row]
     answers: tuple[int, ...]
+    unseen_keys: bool = True
 
 
 def facts(attributes: Iterable[str]) -> list[Key]:
@@ -271,6 +275,7 @@ MINIATURES = {
         ask_social,
         social_iqa_row,
         (0, 1, 2),
+        unseen_keys=False,
     ),
     "hellaswag": Miniature(
         "validation",
@@ -278,17 +283,22 @@ MINIATURES = {
         ask_ending,
         hellaswag_row,
         (0, 1, 2, 3),
+        unseen_keys=False,
     ),
     "winogrande": Miniature("validation", facts(BLANKS), ask_blank, winogrande_row, (0, 1)),
 }
 
 
 def split_rows(
-    rng: random.Random, task: Miniature, split: str, keys: list[Key], number: int
+    rng: random.Random,
+    task: Miniature,
+    split: str,
+    keys: list[Key],
+    number: int,
+    seen: set[tuple[Any, ...]],
 ) -> list[Row]:
-    """`number` rows, the keys in turn, no question with the same options twice."""
+    """`number` rows, the keys in turn, no question with the same options twice in all splits."""
     rows: list[Row] = []
-    seen: set[tuple[Any, ...]] = set()
     upcoming: list[Key] = []
     while len(rows) < number:
         if not upcoming:
@@ -312,9 +322,11 @@ def generate(name: str) -> dict[str, list[Row]]:
     rng = random.Random(f"{SEED} {name}")
     keys = rng.sample(task.keys, len(task.keys))
     cut = round(len(keys) * EVAL_SHARE)
+    train, held_out = (keys[cut:], keys[:cut]) if task.unseen_keys else (keys, keys)
+    seen: set[tuple[Any, ...]] = set()
     return {
-        "train": split_rows(rng, task, "train", keys[cut:], TRAIN_ROWS),
-        task.eval_split: split_rows(rng, task, task.eval_split, keys[:cut], EVAL_ROWS),
+        "train": split_rows(rng, task, "train", train, TRAIN_ROWS, seen),
+        task.eval_split: split_rows(rng, task, task.eval_split, held_out, EVAL_ROWS, seen),
     }
 
 
