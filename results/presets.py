@@ -1,8 +1,9 @@
 """Presets: which models, methods, data and settings a table is filled with.
 
 `tiny` runs anywhere in minutes, `small` is a real model on a CPU, `paper` is the paper's protocol
-(Table 3). No setting is chosen by looking at MixLoRA's results: where `tiny` and `small` differ from
-Table 3 it is for their time on a CPU, and `tiny`'s learning rate and batch were chosen on LoRA.
+(Table 3). No setting is chosen by looking at MixLoRA's results: where `tiny` and `small` differ
+from Table 3 it is for their time on a CPU, and `tiny`'s learning rate and batch were chosen on
+LoRA.
 """
 
 from __future__ import annotations

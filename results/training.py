@@ -121,6 +121,8 @@ def fine_tune(
             remove_unused_columns=False,
             dataloader_pin_memory=device.type == "cuda",
             logging_steps=1,
+            # By default the Trainer logs a mean of earlier losses where one is not finite.
+            logging_nan_inf_filter=False,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

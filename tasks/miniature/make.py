@@ -138,7 +138,7 @@ def ask_claim(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
     """A claim about a thing, true or false."""
     form = rng.choice(CLAIMS[attribute])
     # True claims come up again sooner and repeats are dropped: a little over half stay true.
-    if rng.random() < 0.66:
+    if rng.random() < 0.58:
         return Quiz(form.format(n=thing.name, v=thing.get(attribute)), "true", ["false"])
     value = other_values(rng, thing, attribute, 1)[0]
     return Quiz(form.format(n=thing.name, v=value), "false", ["true"])
