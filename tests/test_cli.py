@@ -105,7 +105,8 @@ def test_rendering_stored_records_loads_no_torch(tmp_path: Path) -> None:
     )
     code = (
         "import sys, reproduce\n"
-        f"arguments = ['--render-only', '--tasks', 'arc-e', '--output', {str(tmp_path)!r}]\n"
+        f"arguments = ['--render-only', '--scoring', 'label', '--tasks', 'arc-e']\n"
+        f"arguments += ['--output', {str(tmp_path)!r}]\n"
         "status = reproduce.main(arguments)\n"
         "sys.exit(status or ('torch' in sys.modules))"
     )

@@ -12,7 +12,7 @@ from results.spec import Fingerprints, RunSpec
 
 
 def make_request(preset: str = "tiny", **changes: Any) -> Request:
-    return Request.make(get_preset(preset), **{"data": "bundled"} | changes)
+    return Request.make(get_preset(preset), **{"data": "bundled", "scoring": "label"} | changes)
 
 
 def make_spec(

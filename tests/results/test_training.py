@@ -76,7 +76,7 @@ def test_accumulated_micro_batches_equal_one_batch(monkeypatch: pytest.MonkeyPat
         assert facts_of_parts[name] == pytest.approx(facts[name], rel=1e-5)
     # Adam makes whole steps (0.01) of gradients that are nothing but rounding.
     for name in whole:
-        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=1e-3)
+        torch.testing.assert_close(parts[name], whole[name], rtol=0, atol=3e-3)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
