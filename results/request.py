@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tasks import TASK_NAMES, get_task
+from tasks import TASK_NAMES
 from tasks.base import SCORINGS
 from tasks.names import choose
 
@@ -79,7 +79,7 @@ class Request:
             preset=preset,
             models=_chosen("model", models, preset.models),
             methods=_chosen("method", methods, tuple(METHOD_TITLES), preset.methods),
-            tasks=tuple(get_task(name).name for name in _chosen("task", tasks, TASK_NAMES)),
+            tasks=_chosen("task", tasks, TASK_NAMES),
             seeds=tuple(seeds),
             scoring=choose("scoring", scoring or preset.scoring, SCORINGS),
             data=data,
