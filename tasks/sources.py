@@ -95,7 +95,10 @@ class HubSource(Source):
         try:
             # Imported here because it takes seconds and only this source needs it.
             import datasets
+            from huggingface_hub.utils.logging import set_verbosity_error
 
+            # It logs every retry; what the retries come to is said once, below.
+            set_verbosity_error()
             rows = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, split=split)
         # Offline, gated, missing and broken data sets raise types of five libraries that have no
         # common base; every one of them means the same to the user.
