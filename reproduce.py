@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.render_only:
             outcome = stored(cells, store)
         else:
-            outcome = execute(cells, _loader(options, request), store, options.fresh)
+            loader = _loader(options, request)
+            outcome = execute(cells, loader, store, options.fresh, options.gradient_checkpointing)
         _print_table(table, request, outcome, options.output)
     # Everything above raises ValueError for a user's mistake only: what goes wrong inside a cell
     # stays in the outcome.
@@ -135,6 +136,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--forward",
         default="fused",
         help=f"how MixLoRA is computed: {', '.join(FORWARDS)} (default fused)",
+    )
+    add(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="train in less memory and more time, to the same numbers",
     )
     add("--dry-run", action="store_true", help="list the cells and their parameters, run nothing")
     add("--render-only", action="store_true", help="render what is stored, run nothing")

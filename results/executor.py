@@ -33,7 +33,11 @@ class Outcome:
 
 
 def execute(
-    cells: Sequence[RunSpec], loader: InputLoader, store: RecordStore, fresh: bool
+    cells: Sequence[RunSpec],
+    loader: InputLoader,
+    store: RecordStore,
+    fresh: bool,
+    checkpointing: bool = False,
 ) -> Outcome:
     """Run every cell that has no record, saving each as it finishes.
 
@@ -45,6 +49,7 @@ def execute(
         loader: For their inputs.
         store: Where records are kept.
         fresh: Run cells that have a record as well.
+        checkpointing: Train in less memory and more time, to the same numbers.
 
     Raises:
         ValueError: The data cannot be used, or a stored record cannot be read: nothing has been
@@ -71,11 +76,16 @@ def execute(
 
         done = len(outcome.records)
         total = done + len(waiting)
-        with tqdm(total=total, initial=done, unit="cell", dynamic_ncols=True) as bar:
-            for spec in waiting:
+        # A bar in a terminal; in a log, where it would be a line a step, one line a cell.
+        bar = tqdm(total=total, initial=done, unit="cell", dynamic_ncols=True, disable=None)
+        with bar:
+            for number, spec in enumerate(waiting, start=done + 1):
                 bar.set_description(spec.title)
+                if bar.disable:
+                    print(f"cell {number}/{total}: {spec.title}", file=sys.stderr, flush=True)
                 try:
-                    record = run_cell(spec, loader.load(spec), bar.set_postfix_str)
+                    inputs = loader.load(spec)
+                    record = run_cell(spec, inputs, bar.set_postfix_str, checkpointing)
                 # One cell's failure, whatever it is, must not cost the cells after it.
                 except Exception as error:
                     outcome.failed[spec] = _log_failure(spec, error, store)

@@ -50,13 +50,19 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trainable, sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
-def run_cell(spec: RunSpec, inputs: CellInputs, report: Callable[[str], None]) -> RunRecord:
+def run_cell(
+    spec: RunSpec,
+    inputs: CellInputs,
+    report: Callable[[str], None],
+    checkpointing: bool = False,
+) -> RunRecord:
     """Run one cell from the model's weights to its record.
 
     Args:
         spec: What to run.
         inputs: On what.
         report: Called with short texts on how far it is.
+        checkpointing: Train in less memory and more time, to the same numbers.
 
     Raises:
         FloatingPointError: A loss or score is not finite.
@@ -89,6 +95,7 @@ def run_cell(spec: RunSpec, inputs: CellInputs, report: Callable[[str], None]) -
             spec.seed,
             tokenizer.pad_token_id,
             lambda step, steps: report(f"step {step}/{steps}"),
+            checkpointing,
         )
         clock.lap("train")
 

@@ -83,6 +83,7 @@ def fine_tune(
     seed: int,
     pad_token_id: int,
     on_step: Callable[[int, int], None],
+    checkpointing: bool = False,
 ) -> dict[str, Any]:
     """Train a PEFT model in place.
 
@@ -93,6 +94,8 @@ def fine_tune(
         seed: Of dropout and data order.
         pad_token_id: Of the tokenizer.
         on_step: Called with (steps done, steps in all).
+        checkpointing: Recompute activations in the backward pass instead of keeping them: the same
+            numbers for less memory and more time.
 
     Returns:
         {"rows", "truncated", "tokens", "steps", "first_loss", "last_loss"}; losses are means over
@@ -123,6 +126,9 @@ def fine_tune(
             logging_steps=1,
             # By default the Trainer logs a mean of earlier losses where one is not finite.
             logging_nan_inf_filter=False,
+            gradient_checkpointing=checkpointing,
+            # The reentrant kind would lose the gradient of MixLoRA's auxiliary loss.
+            gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

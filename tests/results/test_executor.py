@@ -34,7 +34,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """The cells that are run, by a stand-in that fails for DoRA."""
     cells: list[RunSpec] = []
 
-    def run_cell(spec: RunSpec, inputs: CellInputs, report: Any) -> RunRecord:
+    def run_cell(spec: RunSpec, inputs: CellInputs, report: Any, checkpointing: bool) -> RunRecord:
         cells.append(spec)
         if spec.method == "dora":
             raise FloatingPointError("training loss is nan at step 3\nmore")

@@ -44,13 +44,16 @@ def test_the_loss_is_on_the_answers_alone(family: str) -> None:
     assert loss == pytest.approx(sum(sums) / sum(counts), rel=1e-4)
 
 
-def adapter_weights(seed: int, **settings: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def adapter_weights(
+    seed: int, checkpointing: bool = False, **settings: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """A MixLoRA adapter after fine-tuning on `ROWS`, and what `fine_tune` returned."""
     torch.manual_seed(3)
     config = MixLoraConfig(task_type="CAUSAL_LM", r=2, num_experts=3, router_aux_loss_coef=0.0)
     model = get_peft_model(make_model(), config)
     values: dict[str, Any] = {"epochs": 4, "learning_rate": 1e-2, "batch_size": 3}
-    facts = fine_tune(model, ROWS, TrainSettings(**values | settings), seed, 0, lambda *_: None)
+    train = TrainSettings(**values | settings)
+    facts = fine_tune(model, ROWS, train, seed, 0, lambda *_: None, checkpointing)
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, facts
 
 
@@ -62,6 +65,13 @@ def test_the_same_seed_gives_the_same_adapter() -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
     assert facts["last_loss"] < facts["first_loss"]
     assert (facts["rows"], facts["steps"], facts["truncated"], facts["tokens"]) == (3, 4, 1, 16)
+
+
+def test_checkpointing_changes_no_number() -> None:
+    kept, facts = adapter_weights(seed=0)
+    recomputed, facts_recomputed = adapter_weights(seed=0, checkpointing=True)
+    assert facts_recomputed == facts
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
 
 
 def test_accumulated_micro_batches_equal_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
