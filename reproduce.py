@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
             outcome = stored(cells, store)
         else:
             loader = _loader(options, request)
-            outcome = execute(cells, loader, store, options.fresh, options.gradient_checkpointing)
+            checkpointing = options.gradient_checkpointing or request.preset.checkpointing
+            outcome = execute(cells, loader, store, options.fresh, checkpointing)
         _print_table(table, request, outcome, options.output)
     # Everything above raises ValueError for a user's mistake only: what goes wrong inside a cell
     # stays in the outcome.
@@ -140,7 +141,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--gradient-checkpointing",
         action="store_true",
-        help="train in less memory and more time, to the same numbers",
+        help="train in less memory and more time, to the same numbers (preset small always does)",
     )
     add("--dry-run", action="store_true", help="list the cells and their parameters, run nothing")
     add("--render-only", action="store_true", help="render what is stored, run nothing")
