@@ -28,8 +28,10 @@ from .weights import load_model
 
 # Bars of a second each would break up the bar over the cells.
 disable_progress_bar()
-# PEFT reads a property that transformers has renamed; nothing a user could do about it.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+# transformers has renamed "gradient" checkpointing to "activation" checkpointing. PEFT reads the old
+# name, and so do we: the pinned transformers of Python 3.10 does not have the new one.
+_RENAMED = r"`(is_)?gradient_checkpointing"
+warnings.filterwarnings("ignore", message=_RENAMED, category=FutureWarning)
 
 
 def target_modules(model_type: str) -> list[str]:
