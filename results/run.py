@@ -28,8 +28,8 @@ from .weights import load_model
 
 # Bars of a second each would break up the bar over the cells.
 disable_progress_bar()
-# transformers has renamed "gradient" checkpointing to "activation" checkpointing. PEFT reads the old
-# name, and so do we: the pinned transformers of Python 3.10 does not have the new one.
+# transformers renames "gradient" to "activation" checkpointing. PEFT reads the old name, and so do
+# we: it works until version 6.
 _RENAMED = r"`(is_)?gradient_checkpointing"
 warnings.filterwarnings("ignore", message=_RENAMED, category=FutureWarning)
 
