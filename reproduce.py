@@ -22,10 +22,10 @@ from results.methods import METHOD_TITLES
 from results.presets import PRESETS, get_preset
 from results.records import RecordStore
 from results.render import render
-from results.request import DTYPES, FORWARDS, Request
+from results.request import FORWARDS, Request
 from results.spec import RunSpec
 from results.tables import Table, get_table, table_names
-from results.weights import MODELS, resolve, resolve_device
+from results.weights import DTYPES, MODELS, resolve, resolve_device
 from tasks import TASK_NAMES
 from tasks.base import SCORINGS
 from tasks.prompts import load_templates

@@ -12,8 +12,7 @@ from tasks.names import choose
 from .methods import BASE, METHOD_TITLES
 from .presets import Preset
 from .spec import RunSpec
-
-DTYPES = ("float32", "bfloat16", "float16")
+from .weights import DTYPES
 
 #: The forwards of `mixlora.moe.FORWARDS`, named here too because that module loads torch.
 FORWARDS = ("vanilla", "shared", "fused")
