@@ -21,7 +21,7 @@ class ProjectionExperts:
     Attributes:
         linear: The frozen projection, I -> O.
         lora_A: (E, r, I).
-        lora_B: (E, O, r).
+        lora_B: (E, r, O), each expert's B_e transposed: so all of them are one (E * r, O) matrix.
         magnitude: (E, O) DoRA magnitudes, or None for LoRA.
         scaling: s = lora_alpha / r.
     """
@@ -34,7 +34,7 @@ class ProjectionExperts:
 
     def low_rank(self, expert: int, inputs: Tensor) -> Tensor:
         """s B_e A_e x of one expert for inputs (N, I): (N, O), without its DoRA scale."""
-        return F.linear(F.linear(inputs, self.lora_A[expert]), self.lora_B[expert]) * self.scaling
+        return F.linear(inputs, self.lora_A[expert]) @ self.lora_B[expert] * self.scaling
 
     def dora_scale(self, expert: int) -> Tensor:
         """m_e / ||W + s B_e A_e|| per output row, (O,), the norm taken from the formed matrix.
@@ -43,7 +43,7 @@ class ProjectionExperts:
         """
         with torch.no_grad():
             weight = dequantize_module_weight(self.linear).to(self.lora_A.dtype)
-            adapted = weight + self.scaling * self.lora_B[expert] @ self.lora_A[expert]
+            adapted = weight + self.scaling * self.lora_B[expert].T @ self.lora_A[expert]
             norm = torch.linalg.vector_norm(adapted, dim=1)
         if self.magnitude is None:
             raise ValueError("dora_scale needs experts with a DoRA magnitude")
@@ -62,8 +62,8 @@ class ProjectionExperts:
             crossed = F.linear(weight, self.lora_A.flatten(0, 1)).unflatten(1, (num_experts, rank))
             gram = self.lora_A @ self.lora_A.transpose(1, 2)
             squared = weight.square().sum(dim=1).expand(num_experts, -1)
-            squared = squared + 2 * self.scaling * torch.einsum("oer,eor->eo", crossed, self.lora_B)
-            squared = squared + self.scaling**2 * ((self.lora_B @ gram) * self.lora_B).sum(dim=-1)
+            squared = squared + 2 * self.scaling * torch.einsum("oer,ero->eo", crossed, self.lora_B)
+            squared = squared + self.scaling**2 * ((gram @ self.lora_B) * self.lora_B).sum(dim=1)
             norm = squared.clamp(min=0).sqrt()
         return self.magnitude / norm
 
@@ -88,18 +88,18 @@ class ProjectionExperts:
 def new_lora(
     num_experts: int, rank: int, sizes: tuple[int, int], identity: bool, device: torch.device
 ) -> tuple[nn.Parameter, nn.Parameter]:
-    """Freshly initialised float32 (lora_A (E, r, I), lora_B (E, O, r)) for sizes (I, O).
+    """Freshly initialised float32 (lora_A (E, r, I), lora_B (E, r, O)) for sizes (I, O).
 
     Each expert is initialised as PEFT's LoRA is: A Kaiming-uniform, B zero so that the adapter
     starts as the identity (identity=False draws B as well).
     """
     in_features, out_features = sizes
     lora_A = torch.empty(num_experts, rank, in_features, dtype=torch.float32, device=device)
-    lora_B = torch.zeros(num_experts, out_features, rank, dtype=torch.float32, device=device)
+    lora_B = torch.zeros(num_experts, rank, out_features, dtype=torch.float32, device=device)
     for expert in range(num_experts):
         nn.init.kaiming_uniform_(lora_A[expert], a=5**0.5)
         if not identity:
-            nn.init.kaiming_uniform_(lora_B[expert], a=5**0.5)
+            nn.init.kaiming_uniform_(lora_B[expert].T, a=5**0.5)
     return nn.Parameter(lora_A), nn.Parameter(lora_B)
 
 
@@ -107,6 +107,6 @@ def new_magnitude(
     linear: nn.Module, lora_A: Tensor, lora_B: Tensor, scaling: float
 ) -> nn.Parameter:
     """The DoRA magnitude (E, O) that makes every expert's initial scale 1."""
-    ones = torch.ones(lora_B.shape[:2], dtype=lora_B.dtype, device=lora_B.device)
+    ones = torch.ones(lora_B.shape[::2], dtype=lora_B.dtype, device=lora_B.device)
     experts = ProjectionExperts(linear, lora_A.detach(), lora_B.detach(), ones, scaling)
     return nn.Parameter(experts.dora_scales().reciprocal())

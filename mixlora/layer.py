@@ -8,9 +8,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from .config import MixLoraConfig
+from .dispatch import FrozenFfn, Mixture, Share
 from .experts import ProjectionExperts, new_lora, new_magnitude
 from .ffn import base_device, find_layout, projection_sizes
-from .moe import FORWARDS, ExpertFfn
+from .moe import FORWARDS
 from .router import TopKRouter
 
 
@@ -19,7 +20,7 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
 
     Parameters are kept PEFT's way, in containers keyed by adapter name, so that PEFT's own saving,
     loading, switching and deleting work on them: ``lora_router.<adapter>.weight`` (E, D) and, per
-    adapted projection, ``lora_A.<adapter>.<projection>`` (E, r, I), ``lora_B...`` (E, O, r) and for
+    adapted projection, ``lora_A.<adapter>.<projection>`` (E, r, I), ``lora_B...`` (E, r, O) and for
     DoRA ``lora_magnitude_vector...`` (E, O).
 
     Args:
@@ -71,13 +72,13 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
         self.configs[adapter_name] = config
         self.set_adapter(self.active_adapters)
 
-    def expert_ffn(self, adapter_name: str) -> ExpertFfn:
-        """The computation's view of one adapter."""
+    def experts(self, adapter_name: str) -> dict[str, ProjectionExperts]:
+        """The experts of one adapter, by projection."""
         config = self.configs[adapter_name]
         lora_A: Any = self.lora_A[adapter_name]
         lora_B: Any = self.lora_B[adapter_name]
         magnitudes: Any = self.lora_magnitude_vector[adapter_name] if config.use_dora else {}
-        experts = {
+        return {
             name: ProjectionExperts(
                 linear=getattr(self.base_layer, name),
                 lora_A=lora_A[name],
@@ -87,8 +88,6 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
             )
             for name in lora_A
         }
-        dropout = config.lora_dropout if self.training else 0.0
-        return ExpertFfn(self.base_layer, self.layout, experts, dropout)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(..., D) -> (..., D): the active adapter's mixture, or the frozen FFN without one.
@@ -104,12 +103,16 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
                 f"active adapters {active}: MixLoRA runs one at a time, use set_adapter(name)"
             )
         adapter_name = active[0]
+        config = self.configs[adapter_name]
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
         routing = self.lora_router[adapter_name](tokens)
         if self.keep_router_logits:
             self.router_logits = routing.logits
-        mixture = FORWARDS[self.configs[adapter_name].forward]
-        return mixture(self.expert_ffn(adapter_name), tokens, routing).view(hidden_states.shape)
+        dropout = config.lora_dropout if self.training else 0.0
+        mixture = Mixture(self.experts(adapter_name), routing, dropout)
+        share = Share(len(tokens), mixture)
+        ffn = FrozenFfn(self.base_layer, self.layout)
+        return FORWARDS[config.forward](ffn, tokens, [share]).view(hidden_states.shape)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: which experts run depends on the token, so no single weight equals them.

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import mixlora.fused
 from mixlora.layer import MixLoraFfn
 from mixlora.moe import FORWARDS
 
@@ -24,7 +25,9 @@ def adapted(block: MixLoraFfn, name: str, expert: int, x: Tensor) -> Tensor:
     if name not in block.lora_A["default"]:
         return weight @ x + bias
     scaling = config.lora_alpha / config.r
-    update = scaling * block.lora_B["default"][name][expert] @ block.lora_A["default"][name][expert]
+    update = (
+        scaling * block.lora_B["default"][name][expert].T @ block.lora_A["default"][name][expert]
+    )
     if not config.use_dora:
         return (weight + update) @ x + bias
     norm = (weight + update).detach().norm(dim=1)
@@ -67,6 +70,14 @@ def reference_gradients(
     (output * weights).sum().backward()
     grads = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
     return output.detach(), {"input": inputs.grad} | grads  # type: ignore[dict-item]
+
+
+@pytest.fixture(params=["by expert", "masked"], autouse=True)
+def middle_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both computations of the fused forward at every size; DoRA has the masked one only."""
+    fewest = 0 if request.param == "by expert" else 10**9
+    monkeypatch.setattr(mixlora.fused, "MIN_PAIRS_PER_EXPERT", fewest)
+    return request.param
 
 
 def assert_same(

@@ -58,7 +58,9 @@ def export(model: Any, base: Path, folder: Path) -> None:
             for expert in range(config.num_experts):
                 key = f"{prefix}.mlp.{name}.experts.{expert}"
                 weights[f"{key}.lora_A.weight"] = block.lora_A.default[name].data[expert].clone()
-                weights[f"{key}.lora_B.weight"] = block.lora_B.default[name].data[expert].clone()
+                weights[f"{key}.lora_B.weight"] = (
+                    block.lora_B.default[name].data[expert].T.contiguous()
+                )
     folder.mkdir()
     torch.save(weights, folder / "adapter_model.bin")
     base_config = model.base_model.model.config
