@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from .layer import MixLoraFfn
+from .packed import PACKING, Packing
 from .router import load_balancing_loss
 
 _INSTALLED = "_mixlora_aux_loss_hooks"
+_BY_ROW = ("attention_mask", "labels", "shift_labels")
 
 
 def install_aux_loss(model: nn.Module) -> None:
@@ -27,6 +29,8 @@ def install_aux_loss(model: nn.Module) -> None:
     When the caller normalises the loss over several batches (``num_items_in_batch``, as the Trainer
     does under gradient accumulation), the batch's auxiliary loss is weighted by its share of the
     scored tokens, so that the accumulated value is their mean.
+
+    In a packed batch every adapter has an auxiliary loss of its own, over its own rows.
     """
     if getattr(model, _INSTALLED, False):
         return
@@ -37,7 +41,7 @@ def install_aux_loss(model: nn.Module) -> None:
         keep = _labels(arguments) is not None
         for block in _blocks(module):
             block.keep_router_logits = keep
-            block.router_logits = None
+            block.router_logits = {}
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         arguments = dict(zip(names, args, strict=False)) | kwargs
@@ -66,36 +70,50 @@ def _labels(arguments: dict[str, Any]) -> Tensor | None:
 
 
 def _collect(model: nn.Module, arguments: dict[str, Any]) -> Tensor | None:
-    """The weighted auxiliary loss of the forward just run; None if no router ran."""
-    blocks = [block for block in _blocks(model) if block.router_logits is not None]
-    logits = [block.router_logits for block in blocks if block.router_logits is not None]
-    for block in _blocks(model):
+    """The weighted auxiliary losses of the forward just run, summed; None if no router ran."""
+    blocks = _blocks(model)
+    kept = [block.router_logits for block in blocks]
+    for block in blocks:
         block.keep_router_logits = False
-        block.router_logits = None
-    if not blocks:
-        return None
-    config = blocks[0].configs[blocks[0].active_adapters[0]]
-    if config.router_aux_loss_coef == 0:
-        return None
-    if model.training and torch.is_grad_enabled() and _grad_lost(blocks, logits):
-        raise ValueError(
-            "the router's auxiliary loss has no gradient under reentrant gradient checkpointing; "
-            "set gradient_checkpointing_kwargs={'use_reentrant': False}"
+        block.router_logits = {}
+    packing = getattr(model, PACKING, None)
+    total: Tensor | None = None
+    for adapter_name in dict.fromkeys(name for logits in kept for name in logits):
+        config = blocks[0].configs[adapter_name]
+        if config.router_aux_loss_coef == 0:
+            continue
+        logits = [each[adapter_name] for each in kept]
+        if model.training and torch.is_grad_enabled() and _grad_lost(blocks, adapter_name, logits):
+            raise ValueError(
+                "the router's auxiliary loss has no gradient under reentrant gradient "
+                "checkpointing; set gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        own = arguments if packing is None else _rows_of(packing, adapter_name, arguments)
+        # Layers may live on several devices.
+        device = logits[0].device
+        mask = _token_mask(own.get("attention_mask"), len(logits[0]))
+        if mask is not None:
+            mask = mask.to(device).repeat(len(logits))
+        loss = load_balancing_loss(
+            torch.cat([layer.to(device) for layer in logits]), config.top_k, mask
         )
-    # Layers may live on several devices.
-    device = logits[0].device
-    mask = _token_mask(arguments.get("attention_mask"), logits[0].shape[0])
-    if mask is not None:
-        mask = mask.to(device).repeat(len(logits))
-    loss = load_balancing_loss(
-        torch.cat([layer.to(device) for layer in logits]), config.top_k, mask
-    )
-    return config.router_aux_loss_coef * loss * _share_of_batch(arguments)
+        loss = config.router_aux_loss_coef * loss * _share_of_batch(own)
+        total = loss if total is None else total + loss
+    return total
 
 
-def _grad_lost(blocks: list[MixLoraFfn], logits: list[Tensor]) -> bool:
+def _rows_of(packing: Packing, adapter_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that say something of each row, for the rows of one adapter."""
+    index = packing.names.index(adapter_name)
+    return {
+        name: packing.split(value)[index] if name in _BY_ROW and value is not None else value
+        for name, value in arguments.items()
+    }
+
+
+def _grad_lost(blocks: list[MixLoraFfn], adapter_name: str, logits: list[Tensor]) -> bool:
     return any(
-        block.lora_router[block.active_adapters[0]].weight.requires_grad and not kept.requires_grad
+        block.lora_router[adapter_name].weight.requires_grad and not kept.requires_grad
         for block, kept in zip(blocks, logits, strict=True)
     )
 

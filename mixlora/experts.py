@@ -7,6 +7,7 @@ pairs), T tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,14 @@ class ProjectionExperts:
     magnitude: Tensor | None
     scaling: float
 
+    def weight(self) -> Tensor:
+        """W (O, I) in the adapter's dtype, dequantised if need be."""
+        # PEFT's helper looks at the weight's class in a way that torch.compile cannot follow.
+        weight: Any = self.linear.weight
+        if type(self.linear) is not nn.Linear:
+            weight = dequantize_module_weight(self.linear)
+        return weight.to(self.lora_A.dtype)
+
     def low_rank(self, expert: int, inputs: Tensor) -> Tensor:
         """s B_e A_e x of one expert for inputs (N, I): (N, O), without its DoRA scale."""
         return F.linear(inputs, self.lora_A[expert]) @ self.lora_B[expert] * self.scaling
@@ -42,7 +51,7 @@ class ProjectionExperts:
         The norm is a constant to the gradient (DoRA, arXiv 2402.09353 section 4.3).
         """
         with torch.no_grad():
-            weight = dequantize_module_weight(self.linear).to(self.lora_A.dtype)
+            weight = self.weight()
             adapted = weight + self.scaling * self.lora_B[expert].T @ self.lora_A[expert]
             norm = torch.linalg.vector_norm(adapted, dim=1)
         if self.magnitude is None:
@@ -57,7 +66,7 @@ class ProjectionExperts:
         if self.magnitude is None:
             raise ValueError("dora_scales needs experts with a DoRA magnitude")
         with torch.no_grad():
-            weight = dequantize_module_weight(self.linear).to(self.lora_A.dtype)
+            weight = self.weight()
             num_experts, rank, _ = self.lora_A.shape
             crossed = F.linear(weight, self.lora_A.flatten(0, 1)).unflatten(1, (num_experts, rank))
             gram = self.lora_A @ self.lora_A.transpose(1, 2)

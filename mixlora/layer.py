@@ -12,6 +12,7 @@ from .dispatch import FrozenFfn, Mixture, Share
 from .experts import ProjectionExperts, new_lora, new_magnitude
 from .ffn import base_device, find_layout, projection_sizes
 from .moe import FORWARDS
+from .packed import Packing
 from .router import TopKRouter
 
 
@@ -43,7 +44,7 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
         self.configs: dict[str, MixLoraConfig] = {}
         # Filled by a forward between the model's two hooks only, see aux_loss.py.
         self.keep_router_logits = False
-        self.router_logits: Tensor | None = None
+        self.router_logits: dict[str, Tensor] = {}
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -89,30 +90,56 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
             for name in lora_A
         }
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """(..., D) -> (..., D): the active adapter's mixture, or the frozen FFN without one.
+    def forward(self, hidden_states: Tensor, packing: Packing | None = None) -> Tensor:
+        """(B, S, D) or (T, D), in and out: the mixture of each row's adapter.
+
+        Args:
+            hidden_states: The FFN's input.
+            packing: Which adapter each of B rows goes through; None: all through the active one.
+                Without an adapter a row goes through the frozen FFN.
 
         Raises:
-            ValueError: More than one adapter is active; a mixture of mixtures is not defined.
+            ValueError: More than one adapter is active (a mixture of mixtures is not defined), or
+                packed adapters are set to be computed in different ways.
         """
         active = [name for name in self.active_adapters if name in self.configs]
-        if self.disable_adapters or not active:
+        if self.disable_adapters or (not active and packing is None):
             return self.base_layer(hidden_states)
+        if packing is not None:
+            rows = list(zip(packing.names, packing.sizes, strict=True))
+            return packing.ungrouped(self._forward_shares(packing.grouped(hidden_states), rows))
         if len(active) > 1:
             raise ValueError(
-                f"active adapters {active}: MixLoRA runs one at a time, use set_adapter(name)"
+                f"active adapters {active}: MixLoRA runs one at a time, use set_adapter(name), or "
+                "adapter_names=[...] with one name per row"
             )
-        adapter_name = active[0]
-        config = self.configs[adapter_name]
+        return self._forward_shares(hidden_states, [(active[0], len(hidden_states))])
+
+    def _forward_shares(self, hidden_states: Tensor, rows: list[tuple[str, int]]) -> Tensor:
+        """Rows that stand in the order of (adapter, number of rows)."""
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])
+        per_row = len(tokens) // len(hidden_states)
+        forwards = {self.configs[name].forward for name, _ in rows if name in self.configs}
+        if len(forwards) > 1:
+            raise ValueError(f"packed adapters have forward={sorted(forwards)}: expected one value")
+        shares, start = [], 0
+        for name, num_rows in rows:
+            stop = start + num_rows * per_row
+            mixture = self._route(name, tokens[start:stop]) if name in self.configs else None
+            shares.append(Share(stop - start, mixture))
+            start = stop
+        if not forwards:
+            return self.base_layer(hidden_states)
+        ffn = FrozenFfn(self.base_layer, self.layout)
+        return FORWARDS[forwards.pop()](ffn, tokens, shares).view(hidden_states.shape)
+
+    def _route(self, adapter_name: str, tokens: Tensor) -> Mixture:
+        """An adapter's experts, and the way of these tokens (T, D) through them."""
         routing = self.lora_router[adapter_name](tokens)
         if self.keep_router_logits:
-            self.router_logits = routing.logits
-        dropout = config.lora_dropout if self.training else 0.0
-        mixture = Mixture(self.experts(adapter_name), routing, dropout)
-        share = Share(len(tokens), mixture)
-        ffn = FrozenFfn(self.base_layer, self.layout)
-        return FORWARDS[config.forward](ffn, tokens, [share]).view(hidden_states.shape)
+            self.router_logits[adapter_name] = routing.logits
+        dropout = self.configs[adapter_name].lora_dropout if self.training else 0.0
+        return Mixture(self.experts(adapter_name), routing, dropout)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refused: which experts run depends on the token, so no single weight equals them.

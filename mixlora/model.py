@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftConfig
@@ -13,6 +15,7 @@ from .aux_loss import install_aux_loss
 from .config import MixLoraConfig
 from .ffn import FFN_MODULE, get_family
 from .layer import MixLoraFfn
+from .packed import BASE, Packing, packed
 
 
 class MixLoraModel(LoraModel):
@@ -54,6 +57,27 @@ class MixLoraModel(LoraModel):
                 f"{', '.join(family.layout.projections)}; for attention alone use LoraConfig"
             )
         return peft_config
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """What `PeftModel` enters around a forward: makes way for ``adapter_names``.
+
+        Raises:
+            ValueError: A name is not an adapter's.
+        """
+        adapter_names = kwargs.get("adapter_names")
+        if adapter_names is None:
+            yield
+            return
+        unknown = sorted(set(adapter_names) - {*self.peft_config, BASE})
+        if unknown:
+            known = ", ".join([*self.peft_config, BASE])
+            raise ValueError(f"adapter_names has {', '.join(unknown)}: the model has {known}")
+        # Beam search repeats each row.
+        beams = kwargs.get("num_beams") or 1
+        packing = Packing([name for name in adapter_names for _ in range(beams)])
+        with packed(self.model, packing, MixLoraFfn):
+            yield
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:

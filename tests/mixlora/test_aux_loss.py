@@ -48,7 +48,7 @@ def test_without_labels_nothing_is_kept() -> None:
     model = adapted()
     model(input_ids=IDS)
     model(input_ids=IDS, labels=IDS)
-    assert all(layer.mlp.router_logits is None for layer in model.base_model.model.model.layers)
+    assert all(layer.mlp.router_logits == {} for layer in model.base_model.model.model.layers)
 
 
 def test_coefficient_zero_leaves_the_loss_alone() -> None:

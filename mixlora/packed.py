@@ -1,0 +1,182 @@
+"""Packed batches: several adapters on one frozen base at once (arXiv 2404.15159, Algorithm 1).
+
+``model(..., adapter_names=[...])`` names an adapter for every row of the batch, in training too.
+The frozen projections run once over the whole batch; routing, experts, auxiliary loss and the loss
+itself are each adapter's own, so that every adapter gets the values and gradients it would get
+alone. Make all of them trainable with ``model.set_requires_grad([...])``; one optimiser serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+#: PEFT's name for rows that go through the frozen model alone.
+BASE = "__base__"
+#: Attribute of a model that holds the `Packing` of the batch it is given, while it is.
+PACKING = "_mixlora_packing"
+
+
+class Packing:
+    """Which rows of a batch belong to which adapter.
+
+    Args:
+        adapter_names: One per row, `BASE` for none.
+
+    Attributes:
+        names: The distinct names, in order of their first row.
+        sizes: Rows of each.
+    """
+
+    def __init__(self, adapter_names: Sequence[str]) -> None:
+        groups: dict[str, list[int]] = {}
+        for row, name in enumerate(adapter_names):
+            groups.setdefault(name, []).append(row)
+        self.names = list(groups)
+        self.sizes = [len(rows) for rows in groups.values()]
+        order = [row for rows in groups.values() for row in rows]
+        self._order = None if order == sorted(order) else order
+        self._inverse = sorted(range(len(order)), key=order.__getitem__)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._inverse)
+
+    def grouped(self, rows: Tensor) -> Tensor:
+        """(B, ...) with the rows of an adapter next to each other, in the order of `names`."""
+        if len(rows) != self.num_rows:
+            raise ValueError(
+                f"adapter_names has {self.num_rows} names: expected one per row, {len(rows)}"
+            )
+        return rows if self._order is None else rows[self._order]
+
+    def ungrouped(self, rows: Tensor) -> Tensor:
+        """The inverse of `grouped`."""
+        return rows if self._order is None else rows[self._inverse]
+
+    def split(self, rows: Tensor) -> Sequence[Tensor]:
+        """The rows of each adapter, in the order of `names`."""
+        return self.grouped(rows).split(self.sizes)
+
+
+@contextmanager
+def packed(model: nn.Module, packing: Packing, blocks: type[nn.Module]) -> Iterator[None]:
+    """While this lasts, the model's layers know whose rows they are given.
+
+    Args:
+        model: The transformers model, with adapters.
+        packing: Of the batch.
+        blocks: Class of the MixLoRA blocks, which take ``packing`` as an argument.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(_hooked(model, packing, blocks))
+        for module in model.modules():
+            if getattr(module, "gradient_checkpointing", False) and module.training:
+                stack.enter_context(_hooked_again(module, packing, blocks))
+        if hasattr(model, "loss_function"):
+            stack.enter_context(_own_loss(model, packing))
+        setattr(model, PACKING, packing)
+        stack.callback(delattr, model, PACKING)
+        yield
+
+
+@contextmanager
+def _hooked(module: nn.Module, packing: Packing, blocks: type[nn.Module]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for each in module.modules():
+            if isinstance(each, blocks):
+                hook = each.register_forward_pre_hook(partial(_tell, packing), with_kwargs=True)
+                stack.callback(hook.remove)
+            elif isinstance(each, LoraLayer):
+                # PEFT is told that every row is the base's, and the adapters' part is added here:
+                # its own mixed batches are for inference, and walk over adapters in the order of a
+                # set, which differs between runs, and with it the dropout masks.
+                frozen = partial(_tell_frozen, packing)
+                hook = each.register_forward_pre_hook(frozen, with_kwargs=True)
+                stack.callback(hook.remove)
+                stack.callback(each.register_forward_hook(partial(_add_lora, packing)).remove)
+        yield
+
+
+@contextmanager
+def _hooked_again(layer: Any, packing: Packing, blocks: type[nn.Module]) -> Iterator[None]:
+    """Gradient checkpointing runs a layer again in the backward pass, when the hooks are gone."""
+    original, first_time = layer._gradient_checkpointing_func, True
+
+    def run(function: Callable[..., Any], *args: Any) -> Any:
+        if first_time:
+            return function(*args)
+        with _hooked(layer, packing, blocks):
+            return function(*args)
+
+    def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
+        return original(partial(run, function), *args)
+
+    layer._gradient_checkpointing_func = checkpointed
+    try:
+        yield
+    finally:
+        first_time = False
+        layer._gradient_checkpointing_func = original
+
+
+@contextmanager
+def _own_loss(model: Any, packing: Packing) -> Iterator[None]:
+    """The model's loss becomes the sum of the losses that the adapters would have alone."""
+    original = model.loss_function
+
+    def loss_function(logits: Tensor, labels: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        by_row = {"labels": labels, "shift_labels": kwargs.pop("shift_labels", None)}
+        parts = {name: packing.split(each) for name, each in by_row.items() if each is not None}
+        losses = []
+        for index, part in enumerate(packing.split(logits)):
+            own = {name: each[index] for name, each in parts.items()}
+            own_labels = own.pop("labels", None)
+            losses.append(original(part, own_labels, *args, **own, **kwargs))
+        return torch.stack(losses).sum()
+
+    model.loss_function = loss_function
+    try:
+        yield
+    finally:
+        model.loss_function = original
+
+
+def _tell(
+    packing: Packing, module: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    return args, kwargs | {"packing": packing}
+
+
+def _tell_frozen(
+    packing: Packing, module: nn.Module, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    return args, kwargs | {"adapter_names": [BASE] * packing.num_rows}
+
+
+def _add_lora(packing: Packing, layer: Any, args: tuple[Tensor, ...], result: Tensor) -> Tensor:
+    """The frozen layer's result with every adapter's LoRA (or DoRA) on its own rows."""
+    if layer.disable_adapters:
+        return result
+    parts = []
+    rows = zip(packing.names, packing.split(args[0]), packing.split(result), strict=True)
+    for name, inputs, output in rows:
+        if name not in layer.lora_A:
+            parts.append(output)
+            continue
+        lora_A, lora_B = layer.lora_A[name], layer.lora_B[name]
+        inputs = inputs.to(lora_A.weight.dtype)
+        if name in layer.lora_variant:
+            variant = layer.lora_variant[name]
+            adapted = variant.forward(layer, active_adapter=name, x=inputs, result=output)
+        else:
+            dropped = layer.lora_dropout[name](inputs)
+            adapted = output + lora_B(lora_A(dropped)) * layer.scaling[name]
+        parts.append(adapted.to(result.dtype))
+    return packing.ungrouped(torch.cat(parts))
