@@ -166,7 +166,11 @@ def _pair_low(
 
 def _pair_scale(mixture: Mixture, experts: ProjectionExperts) -> Tensor | None:
     """The DoRA scale of each pair's expert, (K, T, O), or None for LoRA."""
-    return None if experts.magnitude is None else experts.dora_scales()[mixture.routing.selected.T]
+    if experts.magnitude is None:
+        return None
+    selected = mixture.routing.selected.T
+    scales = experts.dora_scales().index_select(0, selected.flatten())
+    return scales.unflatten(0, selected.shape)
 
 
 def _reduce(ffn: FrozenFfn, mixture: Mixture, tokens: Tensor) -> list[Tensor | None]:

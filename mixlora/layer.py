@@ -131,7 +131,7 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
         if not forwards:
             return self.base_layer(hidden_states)
         ffn = FrozenFfn(self.base_layer, self.layout)
-        return FORWARDS[forwards.pop()](ffn, tokens, shares).view(hidden_states.shape)
+        return FORWARDS[forwards.pop()](ffn, tokens, shares).reshape(hidden_states.shape)
 
     def _route(self, adapter_name: str, tokens: Tensor) -> Mixture:
         """An adapter's experts, and the way of these tokens (T, D) through them."""

@@ -1,0 +1,31 @@
+"""Measures a torch workload: latency per token, peak memory, energy. Knows nothing of MixLoRA.
+
+    with Profile(device="cuda", tokens=2048, warmup=3) as profile:
+        for _ in range(3 + 10):
+            with profile.run():
+                with profile.phase("forward"):
+                    loss = model(**batch).loss
+                with profile.phase("backward"):
+                    loss.backward()
+    report = profile.report()
+    report.latency["forward"].median  # microseconds per token
+    report.memory["nvml_device"].peak_bytes  # or None, and then .reason says why
+
+`call_in_fresh_process` gives a measurement a process, and so a memory peak, of its own.
+"""
+
+from __future__ import annotations
+
+from .fresh_process import OutOfMemory, call_in_fresh_process
+from .profile import Profile
+from .report import Energy, Latency, Memory, Report
+
+__all__ = [
+    "Energy",
+    "Latency",
+    "Memory",
+    "OutOfMemory",
+    "Profile",
+    "Report",
+    "call_in_fresh_process",
+]
