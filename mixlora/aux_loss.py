@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .layer import MixLoraFfn
-from .packed import PACKING, Packing
+from .packed import PACKING, Packing, own_num_items
 from .router import load_balancing_loss
 
 _INSTALLED = "_mixlora_aux_loss_hooks"
@@ -99,16 +99,20 @@ def _collect(model: nn.Module, arguments: dict[str, Any]) -> Tensor | None:
         )
         loss = config.router_aux_loss_coef * loss * _share_of_batch(own)
         total = loss if total is None else total + loss
+        if packing is not None and adapter_name in packing.losses:
+            packing.losses[adapter_name] = packing.losses[adapter_name] + loss.detach()
     return total
 
 
 def _rows_of(packing: Packing, adapter_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that say something of each row, for the rows of one adapter."""
+    """The arguments as one adapter alone would be given them: its rows, its number of items."""
     index = packing.names.index(adapter_name)
-    return {
+    own = {
         name: packing.split(value)[index] if name in _BY_ROW and value is not None else value
         for name, value in arguments.items()
     }
+    num_items = own_num_items(arguments.get("num_items_in_batch"), adapter_name)
+    return own | {"num_items_in_batch": num_items}
 
 
 def _grad_lost(blocks: list[MixLoraFfn], adapter_name: str, logits: list[Tensor]) -> bool:

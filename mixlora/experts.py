@@ -6,13 +6,13 @@ pairs), T tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor, nn
+
+from .dora import DoraNorms, frozen_weight
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class ProjectionExperts:
         lora_B: (E, r, O), each expert's B_e transposed: so all of them are one (E * r, O) matrix.
         magnitude: (E, O) DoRA magnitudes, or None for LoRA.
         scaling: s = lora_alpha / r.
+        norms: Of DoRA; they outlive this object.
+        training: Whether the experts may be changing.
     """
 
     linear: nn.Module
@@ -32,14 +34,8 @@ class ProjectionExperts:
     lora_B: Tensor
     magnitude: Tensor | None
     scaling: float
-
-    def weight(self) -> Tensor:
-        """W (O, I) in the adapter's dtype, dequantised if need be."""
-        # PEFT's helper looks at the weight's class in a way that torch.compile cannot follow.
-        weight: Any = self.linear.weight
-        if type(self.linear) is not nn.Linear:
-            weight = dequantize_module_weight(self.linear)
-        return weight.to(self.lora_A.dtype)
+    norms: DoraNorms = field(default_factory=DoraNorms)
+    training: bool = True
 
     def low_rank(self, expert: int, inputs: Tensor) -> Tensor:
         """s B_e A_e x of one expert for inputs (N, I): (N, O), without its DoRA scale."""
@@ -51,7 +47,7 @@ class ProjectionExperts:
         The norm is a constant to the gradient (DoRA, arXiv 2402.09353 section 4.3).
         """
         with torch.no_grad():
-            weight = self.weight()
+            weight = frozen_weight(self.linear, self.lora_A.dtype)
             adapted = weight + self.scaling * self.lora_B[expert].T @ self.lora_A[expert]
             norm = torch.linalg.vector_norm(adapted, dim=1)
         if self.magnitude is None:
@@ -59,22 +55,11 @@ class ProjectionExperts:
         return self.magnitude[expert] / norm
 
     def dora_scales(self) -> Tensor:
-        """`dora_scale` of all experts, (E, O), without forming any W + s B_e A_e.
-
-        ||W_i + s B_i A||^2 = ||W_i||^2 + 2 s (W A^T)_i . B_i + s^2 B_i (A A^T) B_i^T, for row i.
-        """
+        """`dora_scale` of all experts, (E, O), without forming any W + s B_e A_e."""
         if self.magnitude is None:
             raise ValueError("dora_scales needs experts with a DoRA magnitude")
-        with torch.no_grad():
-            weight = self.weight()
-            num_experts, rank, _ = self.lora_A.shape
-            crossed = F.linear(weight, self.lora_A.flatten(0, 1)).unflatten(1, (num_experts, rank))
-            gram = self.lora_A @ self.lora_A.transpose(1, 2)
-            squared = weight.square().sum(dim=1).expand(num_experts, -1)
-            squared = squared + 2 * self.scaling * torch.einsum("oer,ero->eo", crossed, self.lora_B)
-            squared = squared + self.scaling**2 * ((gram @ self.lora_B) * self.lora_B).sum(dim=1)
-            norm = squared.clamp(min=0).sqrt()
-        return self.magnitude / norm
+        norms = self.norms.of(self.linear, self.lora_A, self.lora_B, self.scaling, self.training)
+        return self.magnitude / norms
 
     def apply(self, expert: int, projected: Tensor, inputs: Tensor) -> Tensor:
         """One expert's output (N, O) from projected = W x + bias (N, O) and adapter inputs (N, I).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from .config import MixLoraConfig
 from .dispatch import FrozenFfn, Mixture, Share
+from .dora import DoraNorms
 from .experts import ProjectionExperts, new_lora, new_magnitude
 from .ffn import base_device, find_layout, projection_sizes
 from .moe import FORWARDS
@@ -42,6 +44,7 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
         self.lora_B = nn.ModuleDict()
         self.lora_magnitude_vector = nn.ModuleDict()
         self.configs: dict[str, MixLoraConfig] = {}
+        self.dora_norms: defaultdict[tuple[str, str], DoraNorms] = defaultdict(DoraNorms)
         # Filled by a forward between the model's two hooks only, see aux_loss.py.
         self.keep_router_logits = False
         self.router_logits: dict[str, Tensor] = {}
@@ -70,6 +73,8 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
         self.lora_B[adapter_name] = lora_B
         if config.use_dora:
             self.lora_magnitude_vector[adapter_name] = magnitude
+        for name in lora_A:
+            self.dora_norms.pop((adapter_name, name), None)
         self.configs[adapter_name] = config
         self.set_adapter(self.active_adapters)
 
@@ -86,6 +91,8 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
                 lora_B=lora_B[name],
                 magnitude=magnitudes[name] if config.use_dora else None,
                 scaling=config.lora_alpha / config.r,
+                norms=self.dora_norms[adapter_name, name],
+                training=self.training,
             )
             for name in lora_A
         }

@@ -13,6 +13,7 @@ from torch import nn
 
 from .aux_loss import install_aux_loss
 from .config import MixLoraConfig
+from .dora import LeanDoraLayer
 from .ffn import FFN_MODULE, get_family
 from .layer import MixLoraFfn
 from .packed import BASE, Packing, packed
@@ -103,6 +104,9 @@ class MixLoraModel(LoraModel):
             super()._create_and_replace(
                 attention, adapter_name, target, target_name, parent, current_key
             )
+            if attention.use_dora:
+                magnitudes = getattr(parent, target_name).lora_magnitude_vector
+                magnitudes[adapter_name] = LeanDoraLayer(magnitudes[adapter_name])
         elif isinstance(target, MixLoraFfn):
             target.update_layer(adapter_name, peft_config)
         else:

@@ -4,11 +4,14 @@
 The frozen projections run once over the whole batch; routing, experts, auxiliary loss and the loss
 itself are each adapter's own, so that every adapter gets the values and gradients it would get
 alone. Make all of them trainable with ``model.set_requires_grad([...])``; one optimiser serves.
+
+``outputs.loss`` is the sum of the adapters' losses, ``outputs.adapter_losses`` has each one's own.
+Under gradient accumulation ``num_items_in_batch`` may be a mapping with a number for every adapter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -32,6 +35,7 @@ class Packing:
     Attributes:
         names: The distinct names, in order of their first row.
         sizes: Rows of each.
+        losses: The loss of each, detached scalars; empty before the model has computed them.
     """
 
     def __init__(self, adapter_names: Sequence[str]) -> None:
@@ -40,6 +44,7 @@ class Packing:
             groups.setdefault(name, []).append(row)
         self.names = list(groups)
         self.sizes = [len(rows) for rows in groups.values()]
+        self.losses: dict[str, Tensor] = {}
         order = [row for rows in groups.values() for row in rows]
         self._order = None if order == sorted(order) else order
         self._inverse = sorted(range(len(order)), key=order.__getitem__)
@@ -81,6 +86,7 @@ def packed(model: nn.Module, packing: Packing, blocks: type[nn.Module]) -> Itera
                 stack.enter_context(_hooked_again(module, packing, blocks))
         if hasattr(model, "loss_function"):
             stack.enter_context(_own_loss(model, packing))
+            stack.callback(model.register_forward_hook(partial(_show_losses, packing)).remove)
         setattr(model, PACKING, packing)
         stack.callback(delattr, model, PACKING)
         yield
@@ -134,11 +140,14 @@ def _own_loss(model: Any, packing: Packing) -> Iterator[None]:
     def loss_function(logits: Tensor, labels: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
         by_row = {"labels": labels, "shift_labels": kwargs.pop("shift_labels", None)}
         parts = {name: packing.split(each) for name, each in by_row.items() if each is not None}
+        num_items = kwargs.pop("num_items_in_batch", None)
         losses = []
         for index, part in enumerate(packing.split(logits)):
-            own = {name: each[index] for name, each in parts.items()}
+            own: dict[str, Any] = {name: each[index] for name, each in parts.items()}
             own_labels = own.pop("labels", None)
+            own["num_items_in_batch"] = own_num_items(num_items, packing.names[index])
             losses.append(original(part, own_labels, *args, **own, **kwargs))
+            packing.losses[packing.names[index]] = losses[-1].detach()
         return torch.stack(losses).sum()
 
     model.loss_function = loss_function
@@ -146,6 +155,25 @@ def _own_loss(model: Any, packing: Packing) -> Iterator[None]:
         yield
     finally:
         model.loss_function = original
+
+
+def own_num_items(num_items_in_batch: Any, adapter_name: str) -> Any:
+    """An adapter's own ``num_items_in_batch``: a mapping has one for each, a number is for all.
+
+    Raises:
+        ValueError: The mapping has none for it.
+    """
+    if not isinstance(num_items_in_batch, Mapping):
+        return num_items_in_batch
+    if adapter_name not in num_items_in_batch:
+        known = ", ".join(num_items_in_batch)
+        raise ValueError(f"num_items_in_batch is of {known}: expected {adapter_name} as well")
+    return num_items_in_batch[adapter_name]
+
+
+def _show_losses(packing: Packing, model: nn.Module, args: Any, output: Any) -> None:
+    if packing.losses and not isinstance(output, tuple):
+        output.adapter_losses = packing.losses
 
 
 def _tell(

@@ -1,4 +1,4 @@
-"""Runs the cells of a table that have no record yet, one after the other."""
+"""Runs the cells of a table that have no record yet, pack after pack (most are of one cell)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from .inputs import InputLoader
+from .packing import Pack, make_packs
 from .records import RecordStore, RunRecord, write_atomically
 from .spec import RunSpec, cell_id
 
@@ -38,11 +39,13 @@ def execute(
     store: RecordStore,
     fresh: bool,
     checkpointing: bool = False,
+    packed: int = 1,
 ) -> Outcome:
     """Run every cell that has no record, saving each as it finishes.
 
     A cell that fails does not stop the others: its traceback goes to ``<output>/logs/`` and its
-    reason into the outcome.
+    reason into the outcome. A pack is trained whole if one of its cells has no record, and what
+    fails in it fails all its cells that are not done.
 
     Args:
         cells: Of the table.
@@ -50,52 +53,75 @@ def execute(
         store: Where records are kept.
         fresh: Run cells that have a record as well.
         checkpointing: Train in less memory and more time, to the same numbers.
+        packed: Most cells trained together, of those that can be run.
 
     Raises:
         ValueError: The data cannot be used, or a stored record cannot be read: nothing has been
             run then.
     """
     outcome = Outcome()
-    waiting = []
+    available = []
     for spec in cells:
         reason = loader.unavailable(spec)
-        if reason is not None:
-            outcome.unavailable[spec] = reason
-            continue
-        # All inputs are read before the first cell runs, so that a bad row fails now, not at night.
-        record_id = cell_id(spec, loader.load(spec).fingerprints)
-        record = None if fresh else store.load(record_id)
-        if record is None:
-            waiting.append(spec)
+        if reason is None:
+            available.append(spec)
         else:
-            outcome.records[spec] = record
+            outcome.unavailable[spec] = reason
+
+    waiting: list[tuple[Pack, Pack]] = []
+    for pack in make_packs(available, packed):
+        missing = []
+        for spec in pack:
+            # All inputs are read before the first cell runs: a bad row fails now, not at night.
+            record_id = cell_id(spec, loader.load(spec).fingerprints)
+            record = None if fresh else store.load(record_id)
+            if record is None:
+                missing.append(spec)
+            else:
+                outcome.records[spec] = record
+        if missing:
+            waiting.append((pack, tuple(missing)))
 
     if waiting:
-        # Here, because everything up to here works without loading torch.
-        from .run import run_cell
-
-        done = len(outcome.records)
-        total = done + len(waiting)
-        # A bar in a terminal; in a log, where it would be a line a step, one line a cell.
-        bar = tqdm(total=total, initial=done, unit="cell", dynamic_ncols=True, disable=None)
-        with bar:
-            for number, spec in enumerate(waiting, start=done + 1):
-                bar.set_description(spec.title)
-                if bar.disable:
-                    print(f"cell {number}/{total}: {spec.title}", file=sys.stderr, flush=True)
-                try:
-                    inputs = loader.load(spec)
-                    record = run_cell(spec, inputs, bar.set_postfix_str, checkpointing)
-                # One cell's failure, whatever it is, must not cost the cells after it.
-                except Exception as error:
-                    outcome.failed[spec] = _log_failure(spec, error, store)
-                    tqdm.write(f"failed: {spec.title}: {outcome.failed[spec]}", file=sys.stderr)
-                else:
-                    store.save(record)
-                    outcome.records[spec] = record
-                    outcome.computed += 1
-                bar.update()
+        _run_packs(waiting, len(available), outcome, loader, store, checkpointing)
     return outcome
+
+
+def _run_packs(
+    waiting: list[tuple[Pack, Pack]],
+    total: int,
+    outcome: Outcome,
+    loader: InputLoader,
+    store: RecordStore,
+    checkpointing: bool,
+) -> None:
+    """Run packs, each with those of its cells that have no record; `total` cells with all done."""
+    # Here, because everything up to here works without loading torch.
+    from .run import run_pack
+
+    done = len(outcome.records)
+    # A bar in a terminal; in a log, where it would be a line a step, one line a pack.
+    with tqdm(total=total, initial=done, unit="cell", dynamic_ncols=True, disable=None) as bar:
+        for pack, missing in waiting:
+            companions = f" and {len(pack) - 1} packed with it" if len(pack) > 1 else ""
+            title = pack[0].title + companions
+            bar.set_description(title)
+            if bar.disable:
+                print(f"cell {done + 1}/{total}: {title}", file=sys.stderr, flush=True)
+            try:
+                cells = [(spec, loader.load(spec)) for spec in pack]
+                for record in run_pack(cells, missing, bar.set_postfix_str, checkpointing):
+                    store.save(record)
+                    outcome.records[record.spec] = record
+                    outcome.computed += 1
+            # One pack's failure, whatever it is, must not cost the cells after it.
+            except Exception as error:
+                for spec in missing:
+                    if spec not in outcome.records:
+                        outcome.failed[spec] = _log_failure(spec, error, store)
+                        tqdm.write(f"failed: {spec.title}: {outcome.failed[spec]}", file=sys.stderr)
+            done += len(missing)
+            bar.update(len(missing))
 
 
 def _log_failure(spec: RunSpec, error: Exception, store: RecordStore) -> str:
@@ -107,12 +133,16 @@ def _log_failure(spec: RunSpec, error: Exception, store: RecordStore) -> str:
 
 
 def stored(cells: Sequence[RunSpec], store: RecordStore) -> Outcome:
-    """The newest record of every cell that has one, whatever data and code it was computed with."""
+    """The newest record of every cell that has one, whatever it was computed with.
+
+    That is whatever data and code, and whatever other cells in a pack.
+    """
     outcome = Outcome()
     wanted = set(cells)
     for record in store.all():  # oldest first, so that a newer record replaces an older one
         # Tables are rendered on other machines than they are run on, so "auto" is any device.
-        for spec in (record.spec, dataclasses.replace(record.spec, device="auto")):
+        alone = dataclasses.replace(record.spec, packed_with=())
+        for spec in (alone, dataclasses.replace(alone, device="auto")):
             if spec in wanted:
                 outcome.records[spec] = record
     return outcome

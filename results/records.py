@@ -138,13 +138,13 @@ class RecordStore:
         self.path(record_id).unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file by way of a temporary one, so that no reader sees half of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file (text in UTF-8) by way of a temporary one: no reader sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)

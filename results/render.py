@@ -1,15 +1,10 @@
-"""Renders a table for people (Markdown) and programs (CSV, JSON in long form). Torch-free."""
+"""Renders an accuracy table: its blocks, its marks, what it is made of. Torch-free."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from tasks import get_task
 
@@ -22,67 +17,48 @@ from .compare import (
 )
 from .executor import Outcome
 from .methods import METHOD_TITLES
-from .records import write_atomically
+from .rendered import (
+    DASH,
+    Rendered,
+    bullets,
+    distinct,
+    long_rows,
+    number,
+    provenance_block,
+    table,
+)
 from .request import Request
 from .stats import COLLAPSED_SHARE
-from .tables import Table
 
-#: What stands where there is no number.
-DASH = "-"
+if TYPE_CHECKING:
+    from .accuracy import AccuracyTable
+
 COLLAPSED_MARK = "†"
 _SIGNIFICANT = 0.05
 
 
-@dataclass(frozen=True)
-class Rendered:
-    """A table in its forms.
-
-    Attributes:
-        markdown: For people.
-        rows: Long form, one dict per number in `compare.LONG_COLUMNS`; None where there is none.
-        provenance: What the numbers come from.
-    """
-
-    markdown: str
-    rows: list[dict[str, Any]]
-    provenance: dict[str, Any]
-
-    def write(self, directory: Path, name: str) -> list[Path]:
-        """Write ``<name>.md``, ``.csv``, ``.json``, ``.provenance.json``; returns their paths."""
-        forms = {
-            ".md": self.markdown,
-            ".csv": pd.DataFrame(self.rows).to_csv(index=False),
-            ".json": json.dumps(self.rows, indent=1) + "\n",
-            ".provenance.json": json.dumps(self.provenance, indent=1) + "\n",
-        }
-        paths = [directory / f"{name}{suffix}" for suffix in forms]
-        for path, text in zip(paths, forms.values(), strict=True):
-            write_atomically(path, text)
-        return paths
-
-
-def render(table: Table, request: Request, outcome: Outcome, frame: pd.DataFrame) -> Rendered:
+def render(
+    asked: AccuracyTable, request: Request, outcome: Outcome, frame: pd.DataFrame
+) -> Rendered:
     """All forms of a table.
 
     Args:
-        table: Which.
+        asked: Which table.
         request: What was asked for: its rows and columns, filled or not.
         outcome: What became of its cells.
         frame: `compare.compare`'s numbers.
     """
-    provenance = _provenance(table, request, outcome)
+    provenance = _provenance(asked, request, outcome)
     grid = _Grid(frame, request)
-    parts = [f"# {table.title} (Table {table.paper_table} of arXiv 2404.15159)"]
+    parts = [f"# {asked.title} (Table {asked.paper_table} of arXiv 2404.15159)"]
     for model in request.models:
         parts += _measured_block(grid, model)
     parts += _reported_block(grid)
     parts += _notes(request, outcome)
-    parts += [
-        "## Provenance",
-        _bullets(f"{key}: {_flat(value)}" for key, value in provenance.items()),
-    ]
-    rows = frame.astype(object).where(frame.notna(), None).to_dict(orient="records")
-    return Rendered("\n\n".join(parts) + "\n", rows, provenance)
+    parts += [provenance_block(provenance)]
+    markdown = "\n\n".join(parts) + "\n"
+    failed = len(outcome.failed)
+    return Rendered(asked.name, markdown, long_rows(frame), provenance, failed=failed)
 
 
 class _Grid:
@@ -123,18 +99,18 @@ def _measured_block(grid: _Grid, model: str) -> list[str]:
         head = ["method", "parameters", "%", *grid.headings]
         rows = [_measured_row(grid, model, method, metric) for method in request.methods]
         levels = [
-            _number(grid.value("measured", model, "", task, "majority_class"))
+            number(grid.value("measured", model, "", task, "majority_class"))
             for task in grid.columns
         ]
         rows.append(["majority class", "", "", *levels])
-        parts += [f"{metric} (%) ± standard error over examples", _table(head, rows)]
+        parts += [f"{metric} (%) ± standard error over examples", table(head, rows)]
         compared = [method for method in request.methods if method != BASELINE]
         if BASELINE in request.methods and compared:
             head = ["method", *(get_task(name).title for name in request.tasks)]
             rows = [_against_row(grid, model, method, metric) for method in compared]
             parts += [
                 f"{metric}, points above LoRA on the same examples (p of a paired test)",
-                _table(head, rows),
+                table(head, rows),
             ]
     if model in grid.reported_models and request.scoring == "label":
         parts += [f"### {model}: the paper, and measured minus paper", _paper_table(grid, model)]
@@ -144,10 +120,10 @@ def _measured_block(grid: _Grid, model: str) -> list[str]:
 def _measured_row(grid: _Grid, model: str, method: str, metric: str) -> list[str]:
     count = grid.value("measured", model, method, "", "trainable_parameters")
     percent = grid.value("measured", model, method, "", "params")
-    row = [METHOD_TITLES[method], DASH if count is None else f"{count:,.0f}", _number(percent, 2)]
+    row = [METHOD_TITLES[method], DASH if count is None else f"{count:,.0f}", number(percent, 2)]
     for task in grid.columns:
         key = ("measured", model, method, task)
-        text = _number(grid.value(*key, metric))
+        text = number(grid.value(*key, metric))
         stderr = grid.stderr(*key, metric)
         text += "" if stderr is None else f" ± {stderr:.1f}"
         row.append(text + (f" {COLLAPSED_MARK}" if grid.value(*key, f"{metric}_collapsed") else ""))
@@ -172,7 +148,7 @@ def _paper_table(grid: _Grid, model: str) -> str:
     rows = []
     for method in grid.request.methods:
         paper = [_reported_cell(grid, model, method, task) for task in grid.columns]
-        params = _number(grid.value("reported", model, method, "", "params"))
+        params = number(grid.value("reported", model, method, "", "params"))
         rows.append([METHOD_TITLES[method], "paper", params, *paper])
         minus = [
             grid.value("measured", model, method, t, "accuracy_minus_paper") for t in grid.columns
@@ -187,7 +163,7 @@ def _paper_table(grid: _Grid, model: str) -> str:
                 *signed,
             ]
         )
-    return _table(["method", "", "%", *grid.headings], rows)
+    return table(["method", "", "%", *grid.headings], rows)
 
 
 def _reported_block(grid: _Grid) -> list[str]:
@@ -201,13 +177,13 @@ def _reported_block(grid: _Grid) -> list[str]:
         for method, title in METHOD_TITLES.items():
             if grid.value("reported", model, method, "", "params") is None:
                 continue
-            params = _number(grid.value("reported", model, method, "", "params"))
+            params = number(grid.value("reported", model, method, "", "params"))
             cells = [_reported_cell(grid, model, method, task) for task in columns]
             rows.append([model, title, params, *cells])
     titles = [get_task(name).title for name in grid.request.tasks]
     return [
         "## Reported by the paper for other models (not measured here, not comparable)",
-        _table(["model", "method", "%", *titles, "AVG of 8"], rows),
+        table(["model", "method", "%", *titles, "AVG of 8"], rows),
     ]
 
 
@@ -215,7 +191,7 @@ def _reported_cell(grid: _Grid, model: str, method: str, task: str) -> str:
     value = grid.value("reported", model, method, task, "accuracy")
     level = REPORTED_MAJORITY.get(task)
     collapsed = value is not None and level is not None and abs(value - level) <= REPORTED_TOLERANCE
-    return _number(value) + (f" {COLLAPSED_MARK}" if collapsed else "")
+    return number(value) + (f" {COLLAPSED_MARK}" if collapsed else "")
 
 
 def _notes(request: Request, outcome: Outcome) -> list[str]:
@@ -230,10 +206,10 @@ def _notes(request: Request, outcome: Outcome) -> list[str]:
     ]
     notes += [f"unavailable: {spec.title}: {why}" for spec, why in outcome.unavailable.items()]
     notes += [f"failed: {spec.title}: {why}" for spec, why in outcome.failed.items()]
-    return [_bullets(notes)]
+    return [bullets(notes)]
 
 
-def _provenance(table: Table, request: Request, outcome: Outcome) -> dict[str, Any]:
+def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dict[str, Any]:
     """What the measured numbers come from; a list where cells differ."""
     records = list(outcome.records.values())
     rows = {
@@ -252,53 +228,23 @@ def _provenance(table: Table, request: Request, outcome: Outcome) -> dict[str, A
         record.spec.method: dict(record.spec.adapter) for record in records if record.spec.adapter
     }
     facts: dict[str, Any] = {
-        "table": table.name,
+        "table": asked.name,
         "preset": request.preset.name,
         "models": list(request.models),
-        "weights": _distinct(record.provenance["weights"] for record in records),
-        "data": _distinct(record.provenance["data"] for record in records),
+        "weights": distinct(record.provenance["weights"] for record in records),
+        "data": distinct(record.provenance["data"] for record in records),
         "rows": rows,
         "scoring": request.scoring,
         "seeds": list(request.seeds),
-        "dtype": _distinct(record.spec.dtype for record in records),
-        "training": _distinct(settings),
+        "dtype": distinct(record.spec.dtype for record in records),
+        "training": distinct(settings),
         "adapters": adapters,
-        "commit": _distinct(record.provenance["commit"] for record in records),
-        "python": _distinct(record.provenance["python"] for record in records),
-        "versions": _distinct(record.provenance["versions"] for record in records),
-        "hardware": _distinct(record.provenance["hardware"] for record in records),
+        "commit": distinct(record.provenance["commit"] for record in records),
+        "python": distinct(record.provenance["python"] for record in records),
+        "versions": distinct(record.provenance["versions"] for record in records),
+        "hardware": distinct(record.provenance["hardware"] for record in records),
         "seconds": round(sum(sum(record.seconds.values()) for record in records), 1),
         "cells": f"{len(records)} done, {len(outcome.failed)} failed, "
         f"{len(outcome.unavailable)} unavailable",
     }
     return facts
-
-
-def _distinct(values: Iterable[Any]) -> list[Any]:
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
-
-
-def _flat(value: Any) -> str:
-    """A value as one line of text."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_flat(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return "; ".join(_flat(item) for item in value) or DASH
-    return str(value)
-
-
-def _number(value: float | None, digits: int = 1) -> str:
-    return DASH if value is None else f"{value:.{digits}f}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    alignment = ["left" if index == 0 else "right" for index in range(len(head))]
-    return tabulate(rows, headers=head, tablefmt="pipe", colalign=alignment, disable_numparse=True)
-
-
-def _bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)

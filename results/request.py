@@ -76,9 +76,9 @@ class Request:
             raise ValueError(f"seeds are {list(seeds)}: expected distinct whole numbers from 0")
         return cls(
             preset=preset,
-            models=_chosen("model", models, preset.models),
-            methods=_chosen("method", methods, tuple(METHOD_TITLES), preset.methods),
-            tasks=_chosen("task", tasks, TASK_NAMES),
+            models=chosen("model", models, preset.models),
+            methods=chosen("method", methods, tuple(METHOD_TITLES), preset.methods),
+            tasks=chosen("task", tasks, TASK_NAMES),
             seeds=tuple(seeds),
             scoring=choose("scoring", scoring or preset.scoring, SCORINGS),
             data=data,
@@ -114,7 +114,7 @@ class Request:
         )
 
 
-def _chosen(
+def chosen(
     kind: str,
     names: Sequence[str] | None,
     known: Sequence[str],
@@ -127,3 +127,13 @@ def _chosen(
     if not wanted:
         raise ValueError(f"no {kind} given; known: {', '.join(known)}")
     return tuple(name for name in known if name in wanted)
+
+
+def name_list(text: str) -> list[str]:
+    """An option's comma-separated names."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def number_list(text: str) -> list[int]:
+    """An option's comma-separated whole numbers."""
+    return [int(number) for number in text.split(",")]

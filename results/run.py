@@ -1,14 +1,14 @@
-"""Runs one cell: load the model, add the adapter, fine-tune, score."""
+"""Runs one cell, or a pack of them: load the model, add adapters, fine-tune, score."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -19,6 +19,7 @@ from tasks.encoding import encode_training
 from tasks.scoring import Prediction, score
 
 from . import provenance
+from .batches import TrainingSet
 from .inputs import CellInputs, EvalSet
 from .methods import BASE, get_method
 from .records import RunRecord, TaskResult
@@ -40,10 +41,19 @@ def target_modules(model_type: str) -> list[str]:
     return [*family.attention, *family.layout.projections]
 
 
-def add_adapter(model: nn.Module, method: str, settings: dict[str, Any]) -> nn.Module:
-    """The model with the method's fresh adapter; the base is frozen and the model unchanged."""
+def add_adapter(
+    model: nn.Module, method: str, settings: dict[str, Any], name: str = "default"
+) -> nn.Module:
+    """The model with a fresh adapter of the method.
+
+    The first freezes the base and is active and trainable; further ones, of the same method, wait.
+    """
     targets = target_modules(cast(Any, model).config.model_type)
-    return get_peft_model(cast(Any, model), get_method(method).config(targets, settings))
+    config = get_method(method).config(targets, settings)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+        return model
+    return get_peft_model(cast(Any, model), config, name)
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -52,19 +62,23 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trainable, sum(p.numel() for p in model.parameters() if not p.requires_grad)
 
 
-def run_cell(
-    spec: RunSpec,
-    inputs: CellInputs,
+def run_pack(
+    cells: Sequence[tuple[RunSpec, CellInputs]],
+    wanted: Collection[RunSpec],
     report: Callable[[str], None],
     checkpointing: bool = False,
-) -> RunRecord:
-    """Run one cell from the model's weights to its record.
+) -> Iterator[RunRecord]:
+    """Run a pack of cells from the model's weights to their records.
 
     Args:
-        spec: What to run.
-        inputs: On what.
+        cells: What to run on what: a cell alone, or those that `packing.make_packs` put together.
+        wanted: The cells to be scored; all are trained.
         report: Called with short texts on how far it is.
         checkpointing: Train in less memory and more time, to the same numbers.
+
+    Yields:
+        The record of each wanted cell when it is scored. Loading and training count with an equal
+        share of their time for each cell of the pack.
 
     Raises:
         FloatingPointError: A loss or score is not finite.
@@ -72,62 +86,90 @@ def run_cell(
     """
     report("loading")
     clock = _Clock()
-    base_model, tokenizer = load_model(inputs.weights, spec.dtype, spec.device)
+    first, inputs = cells[0]
+    base_model, tokenizer = load_model(inputs.weights, first.dtype, first.device)
+    base = sum(parameter.numel() for parameter in base_model.parameters())
     model: nn.Module = base_model
-    # After loading, which may draw numbers too; before the adapter's initialisation.
-    set_seed(spec.seed)
-    training: dict[str, Any] = {}
-    if spec.method == BASE:
-        trainable, base = 0, sum(p.numel() for p in model.parameters())
-        clock.lap("load")
-    else:
-        model = add_adapter(model, spec.method, dict(spec.adapter))
-        trainable, base = count_parameters(model)
-        clock.lap("load")
-        if spec.train is None:
-            raise ValueError(f"{spec.title}: a tuned method needs training settings")
-        cutoff = spec.train.cutoff
+    adapters = {f"cell{number}": cell for number, cell in enumerate(cells)}
+    if first.method != BASE:
+        for name, (spec, _) in adapters.items():
+            # Anew for each, so that every adapter begins as it does alone.
+            set_seed(spec.seed)
+            model = add_adapter(model, spec.method, dict(spec.adapter), name)
+    clock.lap("load", len(cells))
+    training: dict[str, dict[str, Any]] = {}
+    if first.method != BASE:
+        training = _train(model, tokenizer, adapters, report, checkpointing)
+        clock.lap("train", len(cells))
+
+    for name, (spec, inputs) in adapters.items():
+        if spec not in wanted:
+            continue
+        trainable = 0
+        if first.method != BASE:
+            cast(PeftModel, model).set_adapter(name)
+            trainable, _ = count_parameters(model)
+        tasks = {
+            task: _score(model, tokenizer, rows, spec.scoring, report)
+            for task, rows in inputs.evaluation.items()
+        }
+        clock.lap("score")
+        yield RunRecord(
+            spec=spec,
+            fingerprints=inputs.fingerprints,
+            trainable_parameters=trainable,
+            base_parameters=base,
+            tasks=tasks,
+            training=training.get(name, {}),
+            seconds=dict(clock.laps),
+            provenance=provenance.collect(
+                spec.device, _device_name(spec.device), torch.get_num_threads()
+            )
+            | {"data": inputs.data_label, "weights": inputs.weights.label},
+        )
+
+
+def _train(
+    model: nn.Module,
+    tokenizer: Any,
+    adapters: Mapping[str, tuple[RunSpec, CellInputs]],
+    report: Callable[[str], None],
+    checkpointing: bool,
+) -> dict[str, dict[str, Any]]:
+    """Fine-tune all adapters; returns the facts of each."""
+    first, _ = next(iter(adapters.values()))
+    if first.train is None:
+        raise ValueError(f"{first.title}: a tuned method needs training settings")
+    sets = {}
+    for name, (spec, inputs) in adapters.items():
         rows = [
-            encode_training(tokenizer, prompt, answer, cutoff) for prompt, answer in inputs.train
+            encode_training(tokenizer, prompt, answer, first.train.cutoff)
+            for prompt, answer in inputs.train
         ]
-        training = fine_tune(
-            model,
-            rows,
-            spec.train,
-            spec.seed,
-            tokenizer.pad_token_id,
-            lambda step, steps: report(f"step {step}/{steps}"),
-            checkpointing,
-        )
-        clock.lap("train")
-
-    tasks = {}
-    for name, rows_of_task in inputs.evaluation.items():
-        done = 0
-
-        def count(number: int, total: int = len(rows_of_task.prompts)) -> None:
-            nonlocal done
-            done += number
-            report(f"scored {done}/{total}")
-
-        predictions = score(
-            model, tokenizer, rows_of_task.prompts, cast(Scoring, spec.scoring), progress=count
-        )
-        tasks[name] = _task_result(rows_of_task, predictions)
-    clock.lap("score")
-    return RunRecord(
-        spec=spec,
-        fingerprints=inputs.fingerprints,
-        trainable_parameters=trainable,
-        base_parameters=base,
-        tasks=tasks,
-        training=training,
-        seconds=clock.laps,
-        provenance=provenance.collect(
-            spec.device, _device_name(spec.device), torch.get_num_threads()
-        )
-        | {"data": inputs.data_label, "weights": inputs.weights.label},
+        sets[name] = TrainingSet(rows, spec.seed)
+    cast(PeftModel, model).set_requires_grad(list(sets))
+    return fine_tune(
+        model,
+        sets,
+        first.train,
+        tokenizer.pad_token_id,
+        lambda step, steps: report(f"step {step}/{steps}"),
+        checkpointing,
     )
+
+
+def _score(
+    model: nn.Module, tokenizer: Any, rows: EvalSet, scoring: str, report: Callable[[str], None]
+) -> TaskResult:
+    done, total = 0, len(rows.prompts)
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        report(f"scored {done}/{total}")
+
+    predictions = score(model, tokenizer, rows.prompts, cast(Scoring, scoring), progress=count)
+    return _task_result(rows, predictions)
 
 
 def _task_result(rows: EvalSet, predictions: list[Prediction]) -> TaskResult:
@@ -153,7 +195,7 @@ class _Clock:
         self.laps: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def lap(self, name: str, shared_by: int = 1) -> None:
         now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 3)
+        self.laps[name] = round((now - self._last) / shared_by, 3)
         self._last = now

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Raised when a change of the code can change a number: records of older versions are run again.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class RunSpec:
         device: Kind of device: "cpu", "cuda" or "mps".
         adapter: The method's own settings, sorted (name, value) pairs.
         train: How it is tuned; None for the base.
+        packed_with: Titles of the cells it is trained together with, on which rounding and dropout
+            masks depend.
     """
 
     model: str
@@ -74,6 +76,7 @@ class RunSpec:
     device: str
     adapter: tuple[tuple[str, Any], ...]
     train: TrainSettings | None
+    packed_with: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -81,8 +84,9 @@ class RunSpec:
         return f"{self.model} {self.method} {'+'.join(self.eval_tasks)} seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain JSON types; without packed_with where it is empty, as it was before packs."""
+        data = json.loads(json.dumps(dataclasses.asdict(self)))
+        return data if self.packed_with else {k: v for k, v in data.items() if k != "packed_with"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunSpec:
@@ -95,6 +99,7 @@ class RunSpec:
         values["train_tasks"] = tuple(data["train_tasks"])
         values["eval_tasks"] = tuple(data["eval_tasks"])
         values["adapter"] = tuple((name, value) for name, value in data["adapter"])
+        values["packed_with"] = tuple(data.get("packed_with", ()))
         values["train"] = None if data["train"] is None else TrainSettings(**data["train"])
         return cls(**values)
 

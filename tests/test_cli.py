@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from results.measure.records import MeasureStore
 from results.records import RecordStore
 from tests.results.builders import make_record, make_request
+from tests.results.measure_builders import make_measure_record, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +51,24 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--seeds", "0,0"], ["seeds are [0, 0]", "distinct"]),
         (["--seeds", "a"], ["--seeds", "a"]),
         (["--tasks", ","], ["no task given"]),
-        (["--tabel", "main"], ["--tabel"]),
+        (["--tabel", "main"], ["--table main takes no --tabel"]),
+        (["--shape", "llama2-7b"], ["--table main takes no --shape"]),
+        (["--table", "efficiency", "--tasks", "piqa"], ["--table efficiency takes no --tasks"]),
+        (["--table", "scaling", "--methods", "lora"], ["--table scaling takes no --methods"]),
+        (
+            ["--table", "efficiency", "--shape", "lama2-7b"],
+            ["unknown shape 'lama2-7b'", "did you mean llama2-7b"],
+        ),
+        (
+            ["--table", "efficiency", "--methods", "lora,mixlora/fussed"],
+            ["unknown method 'mixlora/fussed'", "did you mean mixlora/fused"],
+        ),
+        (["--table", "scaling", "--sweeps", "token"], ["unknown sweep 'token'", "mean tokens"]),
+        (["--table", "efficiency", "--layers", "31"], ["layers is 31", "smollm2-135m has 1 to 30"]),
+        (["--table", "efficiency", "--tokens", "8x"], ["--tokens", "'8x'", "8x96"]),
+        (["--table", "efficiency", "--tokens", "0"], ["--tokens", "'0'"]),
+        (["--table", "efficiency", "--runs", "0"], ["runs is 0", "at least 1"]),
+        (["--table", "efficiency", "--dtype", "float31"], ["did you mean float32"]),
         (["--data-dir", "no-such-folder"], ["no-such-folder", "no such directory"]),
         (["--model-path", "no-such-folder"], ["no-such-folder"]),
         (["--prompts", "no-such-file"], ["no-such-file"]),
@@ -115,6 +134,31 @@ def test_rendering_stored_records_loads_no_torch(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "| LoRA" in result.stdout and "66.7" in result.stdout
+
+
+def test_rendering_stored_measurements_loads_no_torch(tmp_path: Path) -> None:
+    plan = make_plan("--table", "scaling", "--sweeps", "r", "--render-only", "--device", "cuda")
+    for spec in plan.specs:
+        times = [{"forward": [0.5], "backward": [0.5]} for _ in spec.subjects]
+        MeasureStore(tmp_path).save(make_measure_record(spec, times))
+    code = (
+        "import sys, reproduce\n"
+        "arguments = ['--table', 'scaling', '--sweeps', 'r', '--render-only']\n"
+        f"status = reproduce.main([*arguments, '--output', {str(tmp_path)!r}])\n"
+        "sys.exit(status or ('torch' in sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "## By rank" in result.stdout and "| 100.0 |" in result.stdout.replace("  ", "")
+
+
+def test_help_is_of_the_table_asked_for() -> None:
+    helps = {name: command("--table", name, "--help").stdout for name in ("main", "efficiency")}
+    assert "--tasks" in helps["main"] and "--shape" not in helps["main"]
+    assert "--shape" in helps["efficiency"] and "--tasks" not in helps["efficiency"]
+    assert all("--render-only" in text and "--table" in text for text in helps.values())
 
 
 @pytest.fixture(scope="module")

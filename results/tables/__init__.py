@@ -7,7 +7,7 @@ import pkgutil
 
 from tasks.names import choose
 
-from .base import Table
+from .base import Plan, Table
 
 
 def table_names() -> tuple[str, ...]:
@@ -25,4 +25,4 @@ def get_table(name: str) -> Table:
     return importlib.import_module(f"{__name__}.{choose('table', name, table_names())}").TABLE
 
 
-__all__ = ["Table", "get_table", "table_names"]
+__all__ = ["Plan", "Table", "get_table", "table_names"]

@@ -1,28 +1,47 @@
-"""What a table is: its cells, and where its reported numbers stand."""
+"""What a table is to the command line, whatever fills it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import argparse
+from typing import Protocol
 
-from results.request import Request
-from results.spec import RunSpec
+from results.rendered import Rendered
 
 
-@dataclass(frozen=True)
-class Table:
-    """One table of the paper, measured beside reported.
+class Plan(Protocol):
+    """A table as one command asks for it."""
 
-    Attributes:
-        name: As on the command line; also the name of its output files.
-        title: Its heading.
-        paper_table: Number of the paper's table it reproduces.
-        setting: "st" (one task at a time) or "mt" in reported.csv.
-        cells: The cells that fill it.
-    """
+    def listing(self) -> list[str]:
+        """Its cells, one a line; nothing is run."""
 
-    name: str
-    title: str
-    paper_table: str
-    setting: str
-    cells: Callable[[Request], list[RunSpec]]
+    def run(self, fresh: bool) -> Rendered:
+        """Run the cells that have no record, or all if fresh, and render.
+
+        Raises:
+            ValueError: A user's mistake; nothing has been run then.
+        """
+
+    def stored(self) -> Rendered:
+        """Render what is stored; nothing is run.
+
+        Raises:
+            ValueError: A stored record cannot be read.
+        """
+
+
+class Table(Protocol):
+    """One table, chosen by name on the command line."""
+
+    @property
+    def name(self) -> str:
+        """As on the command line."""
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options that this table has beside those of all tables."""
+
+    def plan(self, options: argparse.Namespace) -> Plan:
+        """What a command line asks of this table.
+
+        Raises:
+            ValueError: A name is unknown, a number out of range, or the device not there.
+        """

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from results.accuracy import AccuracyTable
 from results.methods import BASE
 from results.request import Request
 from results.spec import RunSpec
-
-from .base import Table
 
 
 def cells(request: Request) -> list[RunSpec]:
@@ -20,7 +19,7 @@ def cells(request: Request) -> list[RunSpec]:
     ]
 
 
-TABLE = Table(
+TABLE = AccuracyTable(
     name="main",
     title="Single-task accuracy",
     paper_table="1",

@@ -115,6 +115,22 @@ def test_under_accumulation_each_loss_keeps_its_weight() -> None:
     assert packed.loss.item() == pytest.approx(sum(loss.item() for loss in alone), rel=1e-6)
 
 
+def test_each_adapter_has_its_own_number_of_items() -> None:
+    model, batch = two_adapters(), make_batch()
+    numbers = {"one": 40, "two": 7, BASE: 11}
+    packed = model(**batch, adapter_names=NAMES, num_items_in_batch=numbers)
+    assert list(packed.adapter_losses) == list(numbers)
+    total = 0.0
+    for name, number in numbers.items():
+        alone = run_alone(model, name, batch, num_items_in_batch=number).loss.item()
+        assert packed.adapter_losses[name].item() == pytest.approx(alone, rel=1e-6)
+        total += alone
+    assert packed.loss.item() == pytest.approx(total, rel=1e-6)
+    assert not any(loss.requires_grad for loss in packed.adapter_losses.values())
+    with pytest.raises(ValueError, match="is of one, two: expected __base__ as well"):
+        model(**batch, adapter_names=NAMES, num_items_in_batch={"one": 40, "two": 7})
+
+
 def test_training_steps_equal_training_alone() -> None:
     """Three AdamW steps: moments are per parameter, so packing changes nothing in them either."""
     batch = make_batch()

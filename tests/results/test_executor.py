@@ -14,7 +14,7 @@ from results.executor import execute, stored
 from results.inputs import CellInputs, InputLoader
 from results.records import RecordStore, RunRecord
 from results.spec import RunSpec
-from results.tables import get_table
+from results.tables.main import TABLE
 from results.weights import ResolvedWeights
 from tasks.sources import open_source
 
@@ -46,7 +46,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
 
 
 def cells(**changes: Any) -> list[RunSpec]:
-    return get_table("main").cells(make_request(tasks=["piqa"], **changes))
+    return TABLE.cells(make_request(tasks=["piqa"], **changes))
 
 
 def test_done_cells_are_not_run_again(ran: list[RunSpec], tmp_path: Path) -> None:

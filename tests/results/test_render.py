@@ -11,8 +11,9 @@ import pandas as pd
 from results.compare import LONG_COLUMNS, compare
 from results.executor import Outcome
 from results.records import RunRecord
-from results.render import Rendered, render
-from results.tables import get_table
+from results.render import render
+from results.rendered import Rendered
+from results.tables.main import TABLE
 from tasks import TASK_NAMES
 
 from .builders import make_record, make_request, make_spec
@@ -22,10 +23,9 @@ ANSWERS = [0, 1] * 60
 
 def rendered(records: list[RunRecord], request: Any = None, **outcome: Any) -> Rendered:
     request = request or make_request(tasks=["arc-e", "boolq"], methods=["base", "lora", "mixlora"])
-    table = get_table("main")
     done = Outcome(records={record.spec: record for record in records}, **outcome)
-    frame = compare(records, table.paper_table, table.setting, request.tasks, TASK_NAMES)
-    return render(table, request, done, frame)
+    frame = compare(records, TABLE.paper_table, TABLE.setting, request.tasks, TASK_NAMES)
+    return render(TABLE, request, done, frame)
 
 
 def row(markdown: str, *starts: str) -> list[str]:
@@ -86,7 +86,7 @@ def test_unavailable_and_failed_cells_say_why() -> None:
 
 def test_files_hold_the_long_form(tmp_path: Path) -> None:
     table = rendered([make_record(make_spec("lora"), ANSWERS, ANSWERS)])
-    names = [path.name for path in table.write(tmp_path / "tables", "main")]
+    names = [path.name for path in table.write(tmp_path)]
     assert names == ["main.md", "main.csv", "main.json", "main.provenance.json"]
     frame = pd.read_csv(tmp_path / "tables" / "main.csv", dtype={"table": str})
     assert list(frame.columns) == LONG_COLUMNS

@@ -1,0 +1,196 @@
+"""A table of accuracies: its options, its cells run or looked up, its rendering."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks import TASK_NAMES
+from tasks.base import SCORINGS
+from tasks.prompts import load_templates
+from tasks.sources import open_source
+
+from .compare import compare
+from .executor import Outcome, execute, stored
+from .inputs import InputLoader
+from .methods import METHOD_TITLES
+from .presets import PRESETS, get_preset
+from .records import RecordStore
+from .render import render
+from .rendered import Rendered
+from .request import FORWARDS, Request, name_list, number_list
+from .spec import RunSpec
+from .weights import MODELS, resolve, resolve_device
+
+
+@dataclass(frozen=True)
+class AccuracyTable:
+    """One table of the paper's accuracies, measured beside reported.
+
+    Attributes:
+        name: As on the command line; also the name of its output files.
+        title: Its heading.
+        paper_table: Number of the paper's table it reproduces.
+        setting: "st" (one task at a time) or "mt" in reported.csv.
+        cells: The cells that fill it.
+    """
+
+    name: str
+    title: str
+    paper_table: str
+    setting: str
+    cells: Callable[[Request], list[RunSpec]]
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Models, methods, tasks, data and how they are run."""
+        add = parser.add_argument
+        add(
+            "--preset",
+            default="tiny",
+            help=f"models, data and settings: {', '.join(PRESETS)} (default tiny)",
+        )
+        add("--models", type=name_list, help="comma-separated subset of the preset's models")
+        add(
+            "--methods",
+            type=name_list,
+            help=f"comma-separated subset of {', '.join(METHOD_TITLES)}",
+        )
+        add("--tasks", type=name_list, help=f"comma-separated subset of {', '.join(TASK_NAMES)}")
+        add(
+            "--seeds",
+            type=number_list,
+            default=[0],
+            help="comma-separated seeds of the tuned cells (default 0)",
+        )
+        add("--limit-train", type=int, metavar="N", help="training rows per task (default all)")
+        add("--limit-eval", type=int, metavar="N", help="scored rows per task (default all)")
+        add(
+            "--data-dir",
+            type=Path,
+            metavar="DIR",
+            help="local data: DIR/<task>/<split>.jsonl, .jsonl.gz or .parquet",
+        )
+        add(
+            "--model-path",
+            type=Path,
+            metavar="DIR",
+            help="local weights of the one model asked for",
+        )
+        add(
+            "--prompts",
+            type=Path,
+            metavar="FILE",
+            help="JSON file {task: {scoring: template}} replacing our prompts",
+        )
+        add("--scoring", help=f"{' or '.join(SCORINGS)} (default: the preset's)")
+        add(
+            "--forward",
+            default="fused",
+            help=f"how MixLoRA is computed: {', '.join(FORWARDS)} (default fused)",
+        )
+        add(
+            "--gradient-checkpointing",
+            action="store_true",
+            help="train in less memory and more time, to the same numbers (preset small always "
+            "does)",
+        )
+
+    def plan(self, options: argparse.Namespace) -> AccuracyPlan:
+        """The cells of a command line.
+
+        Raises:
+            ValueError: A name is unknown, a number out of range, or the device not there.
+        """
+        request = _request(options)
+        return AccuracyPlan(self, request, self.cells(request), options)
+
+
+@dataclass(frozen=True)
+class AccuracyPlan:
+    """The cells that one command asks for.
+
+    Attributes:
+        table: Of which table.
+        request: What was asked for.
+        cells: The cells.
+        options: The command line: where inputs come from and records go.
+    """
+
+    table: AccuracyTable
+    request: Request
+    cells: list[RunSpec]
+    options: argparse.Namespace
+
+    def listing(self) -> list[str]:
+        """The cells and their parameters."""
+        from .parameters import count_cell
+
+        lines = [
+            f"{'model':<14}{'method':<9}{'tasks':<12}{'seed':>4}{'trainable':>14}{'frozen':>16}"
+        ]
+        for spec in self.cells:
+            trainable, frozen = count_cell(spec)
+            tasks = "+".join(spec.eval_tasks)
+            lines.append(
+                f"{spec.model:<14}{spec.method:<9}{tasks:<12}{spec.seed:>4}{trainable:>14,}"
+                f"{frozen:>16,}"
+            )
+        return [*lines, f"{len(self.cells)} cells"]
+
+    def run(self, fresh: bool) -> Rendered:
+        """Run the cells that have no record, or all if fresh, and render.
+
+        Raises:
+            ValueError: Weights, data, prompts or a stored record cannot be used.
+        """
+        checkpointing = self.options.gradient_checkpointing or self.request.preset.checkpointing
+        store = RecordStore(self.options.output)
+        return self._render(execute(self.cells, self._loader(), store, fresh, checkpointing))
+
+    def stored(self) -> Rendered:
+        """Render the newest record of every cell.
+
+        Raises:
+            ValueError: A stored record cannot be read.
+        """
+        return self._render(stored(self.cells, RecordStore(self.options.output)))
+
+    def _loader(self) -> InputLoader:
+        models, path = self.request.models, self.options.model_path
+        if path is not None and len(models) > 1:
+            raise ValueError(
+                f"--model-path is for one model, but {len(models)} are asked for; "
+                f"choose one of {', '.join(models)} with --models"
+            )
+        source = open_source(self.options.data_dir, bundled=self.request.data == "bundled")
+        weights = {name: resolve(MODELS[name], path) for name in models}
+        templates = load_templates(self.options.prompts) if self.options.prompts else {}
+        return InputLoader(source, weights, templates)
+
+    def _render(self, outcome: Outcome) -> Rendered:
+        records = list(outcome.records.values())
+        table, tasks = self.table, self.request.tasks
+        frame = compare(records, table.paper_table, table.setting, tasks, TASK_NAMES)
+        return render(table, self.request, outcome, frame)
+
+
+def _request(options: argparse.Namespace) -> Request:
+    preset = get_preset(options.preset)
+    data = "directory" if options.data_dir else "bundled" if preset.bundled_data else "hub"
+    return Request.make(
+        preset,
+        models=options.models,
+        methods=options.methods,
+        tasks=options.tasks,
+        seeds=options.seeds,
+        scoring=options.scoring,
+        data=data,
+        limit_train=options.limit_train,
+        limit_eval=options.limit_eval,
+        dtype=options.dtype,
+        # Rendering stored records loads no torch, and takes records of any device.
+        device=options.device if options.render_only else resolve_device(options.device),
+        forward=options.forward,
+    )

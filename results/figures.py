@@ -1,0 +1,95 @@
+"""Draws lines with a spread over a logarithmic axis, as SVG and PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: Okabe and Ito's palette, told apart with any colour vision, and a marker for each colour.
+_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel.
+
+    Attributes:
+        label: For the legend.
+        x: Positions, above 0.
+        y: Values.
+        low, high: Bounds of the shaded spread, as long as y; equal to it where there is none.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes.
+
+    Attributes:
+        y_label: With the unit.
+        lines: At most three; a label has the same style in every panel.
+        log_y: Whether y is logarithmic; otherwise it starts at 0.
+        reference: Where a dashed horizontal line lies; None for none.
+    """
+
+    y_label: str
+    lines: Sequence[Line]
+    log_y: bool = False
+    reference: float | None = None
+
+
+def draw(title: str, x_label: str, panels: Sequence[Panel]) -> dict[str, bytes]:
+    """The panels side by side over the same x.
+
+    Returns:
+        Format ("svg", "png") -> the file's content; the same input gives the same bytes.
+    """
+    # Here, because no other part of a table needs it.
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    styles = dict(zip(labels, _STYLES, strict=False))
+    handles: dict[str, Any] = {}
+    images = {}
+    # Without a salt of its own every SVG has other ids; its text stays text, to be found and read.
+    style: dict[Any, Any] = {"svg.hashsalt": "mixlora", "svg.fonttype": "none", "font.size": 9}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
+        figure.suptitle(title)
+        all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(all_axes, panels, strict=True):
+            for line in panel.lines:
+                colour, marker = styles[line.label]
+                (handles[line.label],) = axes.plot(line.x, line.y, color=colour, marker=marker)
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.25, lw=0)
+            axes.set(xscale="log", xlabel=x_label, ylabel=panel.y_label)
+            ticks = sorted({x for line in panel.lines for x in line.x})
+            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axes.xaxis.set_minor_locator(NullLocator())
+            if panel.reference is not None:
+                axes.axhline(panel.reference, color="0.4", linestyle="--", linewidth=0.8)
+            if panel.log_y:
+                axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_minor_formatter(NullFormatter())
+            else:
+                axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            axes.grid(alpha=0.25)
+        figure.legend(handles.values(), labels, loc="outside lower center", ncols=len(labels))
+        for kind in ("svg", "png"):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+            images[kind] = buffer.getvalue()
+    return images

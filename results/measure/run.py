@@ -1,0 +1,88 @@
+"""Makes the measurements that have no record yet, one after the other, each in a fresh process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from results import provenance
+from results.spec import RESULTS_VERSION
+
+from .records import DONE, FAILED, OOM, MeasureRecord, MeasureStore
+from .spec import MeasureSpec
+
+_WORKER = "results.measure.worker:measure"
+
+
+def measure_missing(
+    specs: Sequence[MeasureSpec], store: MeasureStore, fresh: bool
+) -> dict[MeasureSpec, MeasureRecord]:
+    """Make every measurement that this code has not made, saving each as it finishes.
+
+    A measurement that runs out of memory is recorded so, and not tried again; one that fails
+    otherwise is tried again next time. Neither stops the others. Code that is not a commit's own
+    cannot be told from other code, so nothing made with it is taken from the store.
+
+    Args:
+        specs: Of the table; devices and thread counts definite.
+        store: Where records are kept.
+        fresh: Make those that have a record as well.
+
+    Raises:
+        ValueError: A stored record cannot be read: nothing has been measured then.
+    """
+    commit = provenance.commit()
+    known = not commit.endswith("-dirty") and commit != "unknown"
+    if not (known or fresh):
+        print(
+            f"code is {commit}, which names no exact version: every measurement is made anew",
+            file=sys.stderr,
+        )
+    records: dict[MeasureSpec, MeasureRecord] = {}
+    for spec in specs:
+        record = store.load(spec, commit) if known and not fresh else None
+        if record is not None and record.status != FAILED:
+            records[spec] = record
+    waiting = [spec for spec in specs if spec not in records]
+    # A bar in a terminal; in a log, one line a measurement.
+    done, total = len(records), len(specs)
+    bar = tqdm(total=total, initial=done, unit="measurement", dynamic_ncols=True, disable=None)
+    with bar:
+        for number, spec in enumerate(waiting, start=done + 1):
+            bar.set_description(spec.title)
+            if bar.disable:
+                print(f"measurement {number}/{total}: {spec.title}", file=sys.stderr, flush=True)
+            records[spec] = record = _measure(spec, commit)
+            store.save(record)
+            if record.status != DONE:
+                tqdm.write(f"{record.status}: {spec.title}: {record.reason}", file=sys.stderr)
+            bar.update()
+    return {spec: records[spec] for spec in specs}
+
+
+def _measure(spec: MeasureSpec, commit: str) -> MeasureRecord:
+    # Here, because it loads torch and a table can be rendered without.
+    from mixlora.profiling import OutOfMemory, call_in_fresh_process
+
+    found: dict[str, Any] = {"reports": [], "load_average": None, "device_name": spec.device}
+    status, reason = DONE, ""
+    try:
+        found = call_in_fresh_process(_WORKER, spec.to_json())
+    except OutOfMemory as error:
+        status, reason = OOM, str(error)
+    except RuntimeError as error:
+        status, reason = FAILED, str(error)
+    facts = provenance.collect(spec.device, found["device_name"], spec.threads)
+    return MeasureRecord(
+        spec=spec,
+        status=status,
+        reason=reason.removeprefix(f"{_WORKER}: "),
+        reports=found["reports"],
+        load_average=found["load_average"],
+        results_version=RESULTS_VERSION,
+        # The code is what it was when the command began, whatever has been edited since.
+        provenance=facts | {"commit": commit},
+    )

@@ -1,0 +1,52 @@
+"""Which cells are trained together, on one frozen base (``--packed``). Torch-free.
+
+Source: arXiv 2404.15159, Algorithm 1; `mixlora.packed` is how it is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from .spec import RunSpec
+
+#: The methods whose adapters train on packed batches.
+PACKABLE = ("mixlora", "mixdora")
+
+#: Cells that are trained together; one alone is a pack of one.
+Pack = tuple[RunSpec, ...]
+
+
+def make_packs(cells: Sequence[RunSpec], size: int) -> list[Pack]:
+    """All cells in packs, in the order of each pack's first cell.
+
+    Cells are compatible when nothing but tasks and seed tells them apart; of these, each `size` in
+    a row make a pack. The composition depends on the cells alone, not on which of them have a
+    record, so that a cell has the same companions whenever the same table is run.
+
+    Args:
+        cells: Of a table.
+        size: Most cells of a pack; 1 packs none.
+
+    Returns:
+        The cells with `RunSpec.packed_with` filled in.
+    """
+    packs: list[list[RunSpec]] = []
+    open_packs: dict[RunSpec, list[RunSpec]] = {}
+    for spec in cells:
+        kind = dataclasses.replace(spec, train_tasks=(), eval_tasks=(), seed=0)
+        pack = open_packs.get(kind)
+        if spec.method not in PACKABLE or pack is None or len(pack) == size:
+            pack = open_packs[kind] = []
+            packs.append(pack)
+        pack.append(spec)
+    return [_with_companions(pack) for pack in packs]
+
+
+def _with_companions(pack: Sequence[RunSpec]) -> Pack:
+    return tuple(
+        dataclasses.replace(
+            spec, packed_with=tuple(other.title for other in pack if other is not spec)
+        )
+        for spec in pack
+    )
