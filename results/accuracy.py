@@ -96,6 +96,14 @@ class AccuracyTable:
             help="train in less memory and more time, to the same numbers (preset small always "
             "does)",
         )
+        add(
+            "--packed",
+            type=int,
+            default=1,
+            metavar="N",
+            help="train up to N cells together, MixLoRA's or MixDoRA's of the same model and "
+            "settings (default 1: each alone)",
+        )
 
     def plan(self, options: argparse.Namespace) -> AccuracyPlan:
         """The cells of a command line.
@@ -103,6 +111,8 @@ class AccuracyTable:
         Raises:
             ValueError: A name is unknown, a number out of range, or the device not there.
         """
+        if options.packed < 1:
+            raise ValueError(f"packed is {options.packed}: expected at least 1")
         request = _request(options)
         return AccuracyPlan(self, request, self.cells(request), options)
 
@@ -146,8 +156,9 @@ class AccuracyPlan:
             ValueError: Weights, data, prompts or a stored record cannot be used.
         """
         checkpointing = self.options.gradient_checkpointing or self.request.preset.checkpointing
-        store = RecordStore(self.options.output)
-        return self._render(execute(self.cells, self._loader(), store, fresh, checkpointing))
+        store, packed = RecordStore(self.options.output), self.options.packed
+        loader = self._loader()
+        return self._render(execute(self.cells, loader, store, fresh, checkpointing, packed))
 
     def stored(self) -> Rendered:
         """Render the newest record of every cell.

@@ -9,8 +9,9 @@ import torch
 from peft import get_peft_model
 
 from mixlora import MixLoraConfig
+from results.batches import StepCollator, TrainingSet
 from results.spec import TrainSettings
-from results.training import AnswerCollator, fine_tune
+from results.training import fine_tune
 from tasks.encoding import TrainingRow
 from tests.mixlora.models import VOCAB, make_model
 
@@ -22,8 +23,22 @@ ROWS = [
 
 
 def as_batch(rows: list[TrainingRow]) -> dict[str, Any]:
-    dataset = [{"input_ids": row.input_ids, "num_target": row.num_target} for row in rows]
-    return AnswerCollator(pad_token_id=0)(dataset)
+    (batch,) = StepCollator(pad_token_id=0, packed=False)([[[("default", row) for row in rows]]])[
+        "micro_batches"
+    ]
+    return batch
+
+
+def tune(
+    model: Any,
+    train: TrainSettings,
+    seed: int = 0,
+    on_step: Any = None,
+    checkpointing: bool = False,
+) -> dict[str, Any]:
+    sets = {"default": TrainingSet(ROWS, seed)}
+    on_step = on_step or (lambda *_: None)
+    return fine_tune(model, sets, train, 0, on_step, checkpointing)["default"]
 
 
 def answer_loss(model: Any, row: TrainingRow) -> tuple[float, int]:
@@ -45,15 +60,17 @@ def test_the_loss_is_on_the_answers_alone(family: str) -> None:
 
 
 def adapter_weights(
-    seed: int, checkpointing: bool = False, **settings: Any
+    seed: int, checkpointing: bool = False, dropout: float = 0.05, **settings: Any
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """A MixLoRA adapter after fine-tuning on `ROWS`, and what `fine_tune` returned."""
     torch.manual_seed(3)
-    config = MixLoraConfig(task_type="CAUSAL_LM", r=2, num_experts=3, router_aux_loss_coef=0.0)
+    config = MixLoraConfig(
+        task_type="CAUSAL_LM", r=2, num_experts=3, router_aux_loss_coef=0.0, lora_dropout=dropout
+    )
     model = get_peft_model(make_model(), config)
     values: dict[str, Any] = {"epochs": 4, "learning_rate": 1e-2, "batch_size": 3}
     train = TrainSettings(**values | settings)
-    facts = fine_tune(model, ROWS, train, seed, 0, lambda *_: None, checkpointing)
+    facts = tune(model, train, seed, checkpointing=checkpointing)
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}, facts
 
 
@@ -74,11 +91,9 @@ def test_checkpointing_changes_no_number() -> None:
     assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
 
 
-def test_accumulated_micro_batches_equal_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accumulated_micro_batches_equal_one_batch() -> None:
     # Dropout would draw other masks for other batches.
-    settings: dict[str, Any] = {"group_by_length": False}
-    torch.manual_seed(0)
-    monkeypatch.setattr("torch.nn.functional.dropout", lambda x, *a, **k: x)
+    settings: dict[str, Any] = {"group_by_length": False, "dropout": 0.0}
     whole, facts = adapter_weights(seed=0, **settings)
     parts, facts_of_parts = adapter_weights(seed=0, accumulation=3, **settings)
     # The rows' answers differ in length, so equal losses mean that micro-batches weigh by tokens.
@@ -94,14 +109,14 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     with torch.no_grad():
         model.base_model.model.lm_head.weight[7] = float("nan")
     with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
-        fine_tune(model, ROWS, TrainSettings(batch_size=3), 0, 0, lambda *_: None)
+        tune(model, TrainSettings(batch_size=3))
 
 
 def test_steps_are_reported() -> None:
     model = get_peft_model(make_model(), MixLoraConfig(task_type="CAUSAL_LM", r=2))
     seen: list[tuple[int, int]] = []
     settings = TrainSettings(epochs=2, batch_size=2)
-    fine_tune(model, ROWS, settings, 0, 0, lambda done, total: seen.append((done, total)))
+    tune(model, settings, on_step=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
