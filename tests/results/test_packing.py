@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import get_peft_model
 
-from mixlora import MixLoraConfig
-from results.batches import TrainingSet, joint_steps, row_order
+from results.batches import MicroBatch, StepCollator, TrainingSet, joint_steps, row_order
+from results.executor import Outcome, execute
+from results.inputs import InputLoader
 from results.packing import make_packs
+from results.records import RecordStore
+from results.run import add_adapter
 from results.spec import RunSpec, TrainSettings
+from results.tables.main import TABLE
 from results.training import fine_tune
+from results.weights import MODELS, resolve
 from tasks.encoding import TrainingRow
-from tests.mixlora.models import VOCAB, make_model
+from tasks.sources import open_source
+from tests.mixlora.models import VOCAB, make_model, relative_error
 
-from .builders import make_spec
+from .builders import make_request, make_spec
 
 
 def titles(packs: list[tuple[RunSpec, ...]]) -> list[list[str]]:
@@ -87,41 +94,116 @@ def test_one_that_is_done_is_absent() -> None:
     ]
 
 
-def untuned() -> Any:
-    settings: dict[str, Any] = {"r": 2, "num_experts": 3, "lora_dropout": 0.0}
-    config = MixLoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **settings)
-    base = make_model()
-    torch.manual_seed(1)
-    model = get_peft_model(base, config, "cell0")
-    model.add_adapter("cell1", config)
-    return model
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_every_adapter_has_the_rows_and_the_order_it_has_alone(accumulation: int) -> None:
+    settings = TrainSettings(epochs=3, batch_size=4, accumulation=accumulation)
+    together = joint_steps(SETS, settings)
+    for name, own in SETS.items():
+        mine = [[[r for n, r in micro if n == name] for micro in step] for step in together]
+        mine = [[micro for micro in step if micro] for step in mine]
+        lengths = [len(row.input_ids) for row in own.rows]
+        order = row_order(lengths, settings, own.seed)
+        expected = [[[own.rows[i] for i in micro] for micro in step] for step in order]
+        assert [step for step in mine if step] == expected
 
 
-def tuned(names: list[str], settings: TrainSettings) -> tuple[Any, dict[str, dict[str, Any]]]:
-    model = untuned()
+def test_a_step_is_normalised_by_each_adapters_own_tokens() -> None:
+    first, second = TrainingRow([7, 8, 9, 10], 1, False), TrainingRow([5, 6, 3], 2, False)
+    step: list[MicroBatch] = [[("cell0", first), ("cell1", second)], [("cell0", second)]]
+    packed = StepCollator(pad_token_id=0, packed=True)([step])["micro_batches"]
+    assert [batch["num_items_in_batch"] for batch in packed] == [{"cell0": 3, "cell1": 2}] * 2
+    assert [batch["adapter_names"] for batch in packed] == [["cell0", "cell1"], ["cell0"]]
+    assert packed[0]["input_ids"].tolist() == [[7, 8, 9, 10], [0, 5, 6, 3]]
+    assert packed[0]["position_ids"].tolist() == [[0, 1, 2, 3], [0, 0, 1, 2]]
+    assert packed[0]["labels"].tolist() == [[-100, -100, 10], [-100, 6, 3]]
+
+
+def make_adapters(method: str) -> Any:
+    """A float64 llama with both adapters as they begin, which does not depend on each other."""
+    model: Any = make_model()
+    settings = {"r": 2, "lora_alpha": 4, "lora_dropout": 0.0, "num_experts": 3}
+    settings |= {"top_k": 2, "router_aux_loss_coef": 0.1}
+    for name, own in SETS.items():
+        torch.manual_seed(own.seed)
+        model = add_adapter(model, method, settings, name)
+    return model.double()
+
+
+def trained(names: list[str], method: str, **changes: Any) -> tuple[dict[str, Any], Any]:
+    """Parameters and facts after training these adapters together."""
+    model = make_adapters(method)
     model.set_adapter(names[0])
     model.set_requires_grad(names)
+    values = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-2, "weight_decay": 0.1} | changes
     sets = {name: SETS[name] for name in names}
-    return model, fine_tune(model, sets, settings, 0, lambda *_: None)
+    facts = fine_tune(model, sets, TrainSettings(**values), 0, lambda *_: None)
+    return {name: p.detach() for name, p in model.named_parameters()}, facts
 
 
+@pytest.mark.parametrize("method", ["mixlora", "mixdora"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_packed_training_equals_training_alone(accumulation: int) -> None:
-    settings = TrainSettings(epochs=2, batch_size=4, accumulation=accumulation, learning_rate=1e-3)
-    packed, packed_facts = tuned(list(SETS), settings)
-    trained = dict(packed.named_parameters())
-    start = dict(untuned().named_parameters())
+def test_packed_training_equals_training_alone(accumulation: int, method: str) -> None:
+    """Of different numbers of rows: "cell1" is done after half of the steps and stays as it is."""
+    start = {name: p.detach() for name, p in make_adapters(method).named_parameters()}
+    packed, packed_facts = trained(list(SETS), method, accumulation=accumulation)
+    assert [facts["steps"] for facts in packed_facts.values()] == [4, 2]
     for name in SETS:
-        alone, facts = tuned([name], settings)
-        assert packed_facts[name]["steps"] == facts[name]["steps"]
-        for key in ("first_loss", "last_loss"):
-            assert packed_facts[name][key] == pytest.approx(facts[name][key], rel=1e-5)
-        moved = 0.0
-        for key, value in alone.named_parameters():
+        alone, facts = trained([name], method, accumulation=accumulation)
+        assert packed_facts[name] == pytest.approx(facts[name], rel=1e-6)
+        moved = 0
+        for key, value in alone.items():
             if f".{name}." in key:
-                # Adam makes a step of almost any gradient, so rounding shows more than elsewhere.
-                assert (trained[key] - value).abs().max() < 2e-4, key
-                moved = max(moved, float((value - start[key]).abs().max()))
-        assert moved > 1.5e-3
-    frozen = "base_model.model.lm_head.weight"
-    assert torch.equal(trained[frozen], start[frozen])
+                # transformers computes the loss in float32.
+                assert relative_error(packed[key], value) < 1e-5, key
+                moved += relative_error(value, start[key]) > 1e-3
+        assert moved > 10
+    for key, value in packed.items():
+        assert any(f".{name}." in key for name in SETS) or torch.equal(value, start[key])
+
+
+def test_a_loss_that_is_not_finite_names_the_adapter() -> None:
+    model = make_adapters("mixlora")
+    model.set_requires_grad(list(SETS))
+    with torch.no_grad():
+        model.base_model.model.model.layers[0].mlp.lora_router["cell1"].weight[0] = float("nan")
+    with pytest.raises(FloatingPointError, match="training loss of cell1 is nan at step 1"):
+        fine_tune(model, SETS, TrainSettings(batch_size=4), 0, lambda *_: None)
+
+
+def real_cells(dtype: str = "float32") -> list[RunSpec]:
+    request = make_request(
+        tasks=["arc-e", "boolq"],
+        methods=["lora", "mixlora"],
+        scoring="choice",
+        limit_train=24,
+        limit_eval=12,
+        dtype=dtype,
+    )
+    return TABLE.cells(request)
+
+
+def run(cells: list[RunSpec], output: Path, packed: int) -> Outcome:
+    weights = {"tiny": resolve(MODELS["tiny"], None)}
+    loader = InputLoader(open_source(None, bundled=True), weights)
+    return execute(cells, loader, RecordStore(output), fresh=False, packed=packed)
+
+
+def test_a_cell_has_the_same_record_packed(tmp_path: Path) -> None:
+    """Rows, model and scoring are real: the bundled ones, whose preset has no dropout."""
+    cells = real_cells()
+    alone, packed = (run(cells, tmp_path / str(size), size).records for size in (1, 2))
+    assert len(alone) == len(packed) == 4
+    for spec, record in packed.items():
+        assert bool(spec.packed_with) == (spec.method == "mixlora")
+        other = alone[dataclasses.replace(spec, packed_with=())]
+        assert record.training == pytest.approx(other.training, rel=1e-4)
+        assert record.tasks == other.tasks
+        assert record.trainable_parameters == other.trainable_parameters
+        assert record.base_parameters == other.base_parameters
+        assert record.fingerprints == other.fingerprints
+        assert (record.id == other.id) == (spec.method == "lora")
+
+
+def test_adapters_on_a_half_precision_base_are_float32(tmp_path: Path) -> None:
+    outcome = run([c for c in real_cells("bfloat16") if c.method == "mixlora"], tmp_path, 2)
+    assert outcome.failed == {} and len(outcome.records) == 2
