@@ -1,8 +1,8 @@
 """Adds the load-balancing loss to the loss an unmodified transformers model returns.
 
-Two hooks on the model: before a forward that computes a loss, the MixLoRA blocks are told to keep
-their router logits; after it, the logits become the auxiliary loss and are let go. Keeping nothing
-outside that window makes the recomputation of gradient checkpointing harmless.
+Two hooks on the model: before a forward that computes a loss, the tap for the blocks' router logits
+is opened; after it, the logits become the auxiliary loss and are let go. Keeping nothing outside
+that window makes the recomputation of gradient checkpointing harmless.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from .layer import MixLoraFfn
 from .packed import PACKING, Packing, own_num_items
-from .router import load_balancing_loss
+from .router import RouterTap, load_balancing_loss
 
-_INSTALLED = "_mixlora_aux_loss_hooks"
+_TAP = "_mixlora_router_tap"
 _BY_ROW = ("attention_mask", "labels", "shift_labels")
 
 
 def install_aux_loss(model: nn.Module) -> None:
-    """Make ``outputs.loss`` of a transformers model include the auxiliary loss; once per model.
+    """Make ``outputs.loss`` of a transformers model include the auxiliary loss of all its blocks.
 
     The auxiliary loss of a batch is ``router_aux_loss_coef * load_balancing_loss`` over the logits
     of all layers, padding left out, in training and in evaluation (as transformers' Mixtral does).
@@ -32,22 +32,35 @@ def install_aux_loss(model: nn.Module) -> None:
 
     In a packed batch every adapter has an auxiliary loss of its own, over its own rows.
     """
-    if getattr(model, _INSTALLED, False):
+    tap = getattr(model, _TAP, None)
+    installed = tap is not None
+    if tap is None:
+        tap = RouterTap()
+        setattr(model, _TAP, tap)
+    for module in model.modules():
+        if isinstance(module, MixLoraFfn):
+            module.router_tap = tap
+    if installed:
         return
     names = tuple(inspect.signature(model.forward).parameters)
 
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    # The tap is looked up, not closed over: a copy of the model has hooks of the same functions.
+    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         arguments = dict(zip(names, args, strict=False)) | kwargs
-        keep = _labels(arguments) is not None
-        for block in _blocks(module):
-            block.keep_router_logits = keep
-            block.router_logits = {}
+        tap = getattr(module, _TAP)
+        if _labels(arguments) is not None:
+            tap.open()
+        elif tap.is_open:  # the forward before this one has failed
+            tap.close()
 
-    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        arguments = dict(zip(names, args, strict=False)) | kwargs
-        if _labels(arguments) is None:
+    def after(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        tap = getattr(module, _TAP)
+        if not tap.is_open:
             return output
-        aux_loss = _collect(module, arguments)
+        kept, trainable = tap.logits, tap.trainable
+        tap.close()
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        aux_loss = _aux_loss(module, kept, trainable, arguments)
         if aux_loss is None:
             return output
         if isinstance(output, tuple):
@@ -57,11 +70,6 @@ def install_aux_loss(model: nn.Module) -> None:
 
     model.register_forward_pre_hook(before, with_kwargs=True)
     model.register_forward_hook(after, with_kwargs=True)
-    setattr(model, _INSTALLED, True)
-
-
-def _blocks(model: nn.Module) -> list[MixLoraFfn]:
-    return [module for module in model.modules() if isinstance(module, MixLoraFfn)]
 
 
 def _labels(arguments: dict[str, Any]) -> Tensor | None:
@@ -69,25 +77,28 @@ def _labels(arguments: dict[str, Any]) -> Tensor | None:
     return arguments.get("labels") if labels is None else labels
 
 
-def _collect(model: nn.Module, arguments: dict[str, Any]) -> Tensor | None:
-    """The weighted auxiliary losses of the forward just run, summed; None if no router ran."""
-    blocks = _blocks(model)
-    kept = [block.router_logits for block in blocks]
-    for block in blocks:
-        block.keep_router_logits = False
-        block.router_logits = {}
+def _aux_loss(
+    model: Any,
+    kept: dict[str, list[Tensor]],
+    trainable: dict[str, list[bool]],
+    arguments: dict[str, Any],
+) -> Tensor | None:
+    """The weighted auxiliary losses of the forward just run, summed; None if there are none.
+
+    Args:
+        model: With PEFT's configurations of its adapters.
+        kept: `RouterTap.logits`.
+        trainable: `RouterTap.trainable`.
+        arguments: Of the forward.
+    """
     packing = getattr(model, PACKING, None)
     total: Tensor | None = None
-    for adapter_name in dict.fromkeys(name for logits in kept for name in logits):
-        config = blocks[0].configs[adapter_name]
+    for adapter_name, logits in kept.items():
+        config = model.peft_config[adapter_name]
         if config.router_aux_loss_coef == 0:
             continue
-        logits = [each[adapter_name] for each in kept]
-        if model.training and torch.is_grad_enabled() and _grad_lost(blocks, adapter_name, logits):
-            raise ValueError(
-                "the router's auxiliary loss has no gradient under reentrant gradient "
-                "checkpointing; set gradient_checkpointing_kwargs={'use_reentrant': False}"
-            )
+        if model.training and torch.is_grad_enabled():
+            _check_gradient(logits, trainable[adapter_name])
         own = arguments if packing is None else _rows_of(packing, adapter_name, arguments)
         # Layers may live on several devices.
         device = logits[0].device
@@ -104,6 +115,14 @@ def _collect(model: nn.Module, arguments: dict[str, Any]) -> Tensor | None:
     return total
 
 
+def _check_gradient(logits: list[Tensor], trainable: list[bool]) -> None:
+    if any(t and not layer.requires_grad for layer, t in zip(logits, trainable, strict=True)):
+        raise ValueError(
+            "the router's auxiliary loss has no gradient under reentrant gradient "
+            "checkpointing; set gradient_checkpointing_kwargs={'use_reentrant': False}"
+        )
+
+
 def _rows_of(packing: Packing, adapter_name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """The arguments as one adapter alone would be given them: its rows, its number of items."""
     index = packing.names.index(adapter_name)
@@ -113,13 +132,6 @@ def _rows_of(packing: Packing, adapter_name: str, arguments: dict[str, Any]) -> 
     }
     num_items = own_num_items(arguments.get("num_items_in_batch"), adapter_name)
     return own | {"num_items_in_batch": num_items}
-
-
-def _grad_lost(blocks: list[MixLoraFfn], adapter_name: str, logits: list[Tensor]) -> bool:
-    return any(
-        block.lora_router[adapter_name].weight.requires_grad and not kept.requires_grad
-        for block, kept in zip(blocks, logits, strict=True)
-    )
 
 
 def _token_mask(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:

@@ -26,7 +26,7 @@ def mix_by_expert(
     mixture: Mixture,
     projected: Sequence[Tensor],
     reduced: Sequence[Tensor | None],
-    dropped: Tensor | None,
+    kept: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The mixed inner activation, and the rank-wide input of the down projection's B.
 
@@ -35,7 +35,7 @@ def mix_by_expert(
         mixture: The experts and the tokens' routing.
         projected: Output of each input projection, (T, O).
         reduced: A x of all experts of each input projection, (T, E * r), None if not adapted.
-        dropped: (T, F) bool, the inner units that dropout hides from the down projection's adapter.
+        kept: (T, F) uint8, `Mixture.kept_units`.
 
     Returns:
         ``sum_k w_k h_k`` (T, F), float32 or wider, and ``s w_k A_k h_k`` of the chosen experts
@@ -46,13 +46,13 @@ def mix_by_expert(
     down = mixture.experts.get(ffn.layout.down)
     scaling = 1.0
     if down is not None:
-        scaling = down.scaling / (1 - mixture.dropout if dropped is not None else 1)
+        scaling = down.scaling / (1 - mixture.dropout if kept is not None else 1)
     plan = Dispatch.of(mixture.routing, mixture.num_experts)
     return _MixByExpert.apply(
         _Walk(ffn, plan, tuple(1.0 if each is None else each.scaling for each in experts)),
         scaling,
         plan.weight,
-        dropped,
+        kept,
         None if down is None else down.lora_A,
         *projected,
         *reduced,
@@ -119,7 +119,7 @@ class _MixByExpert(torch.autograd.Function):
         walk: _Walk,
         scaling: float,
         weight: Tensor,
-        dropped: Tensor | None,
+        kept: Tensor | None,
         lora_A: Tensor | None,
         *tensors: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -130,38 +130,37 @@ class _MixByExpert(torch.autograd.Function):
         with torch.autocast(weight.device.type, enabled=False):
             rank_rows = walk.rank_rows(reduced, slots)
             for expert, rows, token, adapted in walk.visit(projected, rank_rows, lora_B):
-                hidden = walk.ffn.hidden(adapted)
-                if lora_A is not None and low is not None:
-                    seen = hidden.to(lora_A.dtype)
-                    if dropped is not None:
-                        seen = seen.masked_fill(dropped.index_select(0, token), 0)
-                    torch.mm(seen, lora_A[expert].T, out=low[rows])
+                hidden = walk.ffn.hidden(adapted).to(weight.dtype).mul_(weight[rows].unsqueeze(1))
                 if mixed is None:
                     mixed = weight.new_zeros(num_tokens, hidden.shape[1])
-                mixed.index_add_(0, token, hidden * weight[rows].unsqueeze(1))
+                mixed.index_add_(0, token, hidden)
+                if lora_A is not None and low is not None:
+                    if kept is not None:
+                        hidden *= kept.index_select(0, token)
+                    torch.mm(hidden.to(lora_A.dtype), lora_A[expert].T, out=low[rows])
         ctx.walk, ctx.scaling = walk, scaling
-        ctx.save_for_backward(weight, dropped, lora_A, low, *tensors)
+        ctx.save_for_backward(weight, kept, lora_A, *tensors)
         if low is None:
             return mixed, None
         spread = low.new_zeros(num_tokens * len(walk.plan.counts), low.shape[1])
-        spread.index_copy_(0, slots, low * (weight * scaling).unsqueeze(1).to(low.dtype))
+        spread.index_copy_(0, slots, low.mul_(scaling))
         return mixed, spread.view(num_tokens, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_mixed: Tensor, d_spread: Tensor | None) -> tuple[Any, ...]:
         walk: _Walk = ctx.walk
-        weight, dropped, lora_A, low, *tensors = ctx.saved_tensors
+        weight, kept, lora_A, *tensors = ctx.saved_tensors
         projected, reduced, lora_B = _thirds(tensors)
         slots = walk.slots()
-        d_weight = torch.zeros_like(weight)
+        d_weight = torch.empty_like(weight)
         d_A = _zeros_like(lora_A)
         d_B = [_zeros_like(each) for each in lora_B]
         d_projected = [torch.zeros_like(base, dtype=weight.dtype) for base in projected]
-        if low is not None and d_spread is not None:
-            d_low = d_spread.view(-1, low.shape[1]).index_select(0, slots) * ctx.scaling
-            d_weight += (d_low * low).sum(dim=1)
-            d_low *= weight.unsqueeze(1)
+        if lora_A is not None and d_spread is not None:
+            rank = lora_A.shape[1]
+            d_low = d_spread.view(-1, rank).index_select(0, slots).mul_(ctx.scaling)
+            weighted_d_low = d_low * weight.unsqueeze(1)
         with torch.autocast(weight.device.type, enabled=False):
             rank_rows = walk.rank_rows(reduced, slots)
             d_rank_rows = [_zeros_like(each) for each in rank_rows]
@@ -170,17 +169,17 @@ class _MixByExpert(torch.autograd.Function):
                     leaves = [each.requires_grad_() for each in adapted]
                     hidden = walk.ffn.hidden(leaves)
                 value = hidden.detach()
-                d_hidden = d_mixed.index_select(0, token)
-                d_weight[rows] += (d_hidden * value).sum(dim=1)
-                d_hidden *= weight[rows].unsqueeze(1)
+                d_hidden = d_mixed.index_select(0, token)  # of what was weighted
                 if lora_A is not None:
                     seen, d_seen = value.to(lora_A.dtype), d_low[rows] @ lora_A[expert]
-                    if dropped is not None:
-                        hidden_units = dropped.index_select(0, token)
-                        seen = seen.masked_fill(hidden_units, 0)
-                        d_seen.masked_fill_(hidden_units, 0)
-                    torch.mm(d_low[rows].T, seen, out=d_A[expert])
+                    if kept is not None:
+                        own = kept.index_select(0, token)
+                        seen = seen * own
+                        d_seen *= own
+                    torch.mm(weighted_d_low[rows].T, seen, out=d_A[expert])
                     d_hidden += d_seen
+                d_weight[rows] = (d_hidden * value).sum(dim=1)
+                d_hidden *= weight[rows].unsqueeze(1)
                 gradients = torch.autograd.grad(hidden, leaves, d_hidden.to(hidden.dtype))
                 for index, gradient in enumerate(gradients):
                     d_projected[index].index_add_(0, token, gradient.to(weight.dtype))

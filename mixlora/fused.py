@@ -30,6 +30,9 @@ from .experts import ProjectionExperts
 #: A CPU goes by expert from this many pairs per expert: below, the loop's own cost is more than the
 #: masked products' extra work.
 MIN_PAIRS_PER_EXPERT = 4
+#: From more experts per pair than this, the pairs' experts are copied together and the rest is left
+#: unread: a copy moves three times what it copies.
+MIN_EXPERTS_PER_PAIR = 4
 
 
 def fused(ffn: FrozenFfn, hidden_states: Tensor, shares: Sequence[Share]) -> Tensor:
@@ -39,14 +42,14 @@ def fused(ffn: FrozenFfn, hidden_states: Tensor, shares: Sequence[Share]) -> Ten
     per (token, expert) pair, in one product; the input projections are shared all the same.
     """
     down = ffn.layout.down
-    if len(shares) > 1 and any(_has_dora(share.mixture, down) for share in shares):
+    if len(shares) > 1 and any(_scales_outputs(share.mixture, down) for share in shares):
         tokens = hidden_states.split([share.num_tokens for share in shares])
         each = zip(tokens, shares, strict=True)
         return torch.cat([fused(ffn, part, [share]) for part, share in each])
 
     projected = [ffn.project(name, hidden_states) for name in ffn.layout.inputs]
     mixture = shares[0].mixture
-    if mixture is not None and _has_dora(mixture, down):
+    if mixture is not None and _scales_outputs(mixture, down):
         return _down_per_pair(ffn, mixture, hidden_states, projected).to(hidden_states.dtype)
 
     sizes = [share.num_tokens for share in shares]
@@ -70,9 +73,12 @@ def _mix(
     """``sum_k w_k h_k`` (T, F), and the low-rank part of the output (T, D) if W2 is adapted."""
     if mixture is None:
         return ffn.hidden(projected), None
+    num_pairs = len(tokens) * mixture.top_k
+    if num_pairs * MIN_EXPERTS_PER_PAIR < mixture.num_experts and not mixture.has_dora:
+        mixture = mixture.per_pair()
     reduced = _reduce(ffn, mixture, tokens)
-    dropped = mixture.dropped_units(ffn.layout.down, tokens)
-    arguments = (ffn, mixture, projected, reduced, dropped)
+    kept = mixture.kept_units(ffn.layout.down, tokens)
+    arguments = (ffn, mixture, projected, reduced, kept)
     if not _is_masked(ffn, mixture, tokens):
         mixed, spread = mix_by_expert(*arguments)
     elif torch.compiler.is_compiling() or not torch.is_grad_enabled():
@@ -88,7 +94,7 @@ def _mix(
 
 def _is_masked(ffn: FrozenFfn, mixture: Mixture, tokens: Tensor) -> bool:
     """Whether the masked computation is the faster one, or the only one."""
-    if torch.compiler.is_compiling() or any(_has_dora(mixture, each) for each in ffn.layout.inputs):
+    if torch.compiler.is_compiling() or mixture.has_dora:
         return True
     num_experts, top_k = mixture.num_experts, mixture.top_k
     if tokens.device.type == "cpu":
@@ -103,7 +109,7 @@ def _mix_masked(
     mixture: Mixture,
     projected: list[Tensor],
     reduced: list[Tensor | None],
-    dropped: Tensor | None,
+    kept: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """As `mix_by_expert`."""
     chosen = mixture.chosen()
@@ -113,7 +119,7 @@ def _mix_masked(
     down = mixture.experts.get(ffn.layout.down)
     if down is None:
         return mixed, None
-    low = _pair_low(mixture, down, hidden, dropped)
+    low = _pair_low(mixture, down, hidden, kept)
     return mixed, (low * (chosen * weights.to(chosen.dtype)).unsqueeze(-1)).sum(dim=0).flatten(1)
 
 
@@ -122,11 +128,11 @@ def _down_per_pair(
 ) -> Tensor:
     """The block's output (T, D) with DoRA on W2, which scales every pair's output."""
     reduced = _reduce(ffn, mixture, tokens)
-    dropped = mixture.dropped_units(ffn.layout.down, tokens)
+    kept = mixture.kept_units(ffn.layout.down, tokens)
     chosen = mixture.chosen()
     hidden = _pair_hidden(ffn, mixture, chosen, projected, reduced)
     down = mixture.experts[ffn.layout.down]
-    low = _pair_low(mixture, down, hidden, dropped) * chosen.unsqueeze(-1)
+    low = _pair_low(mixture, down, hidden, kept) * chosen.unsqueeze(-1)
     delta = _times_B(low.flatten(2), down)
     outputs = down.combine(ffn.project(ffn.layout.down, hidden), delta, _pair_scale(mixture, down))
     return (outputs * mixture.routing.weights.T.unsqueeze(-1)).sum(dim=0)
@@ -153,14 +159,14 @@ def _pair_hidden(
 
 
 def _pair_low(
-    mixture: Mixture, down: ProjectionExperts, hidden: Tensor, dropped: Tensor | None
+    mixture: Mixture, down: ProjectionExperts, hidden: Tensor, kept: Tensor | None
 ) -> Tensor:
     """A h_k of all experts, (K, T, E, r), after dropout."""
     seen = hidden.to(down.lora_A.dtype)
-    if dropped is None:
+    if kept is None:
         low = _times_A(seen, down)
     else:
-        low = _times_A(seen.masked_fill(dropped, 0), down) / (1 - mixture.dropout)
+        low = _times_A(seen * kept, down) / (1 - mixture.dropout)
     return low.unflatten(2, (mixture.num_experts, -1))
 
 
@@ -193,9 +199,8 @@ def _times_B(spread: Tensor, experts: ProjectionExperts) -> Tensor:
     return spread @ experts.lora_B.flatten(0, 1)
 
 
-def _has_dora(mixture: Mixture | None, name: str) -> bool:
-    experts = None if mixture is None else mixture.experts.get(name)
-    return experts is not None and experts.magnitude is not None
+def _scales_outputs(mixture: Mixture | None, down: str) -> bool:
+    return mixture is not None and mixture.has_dora and down in mixture.experts
 
 
 def _split(rows: Tensor, sizes: list[int]) -> Sequence[Tensor]:

@@ -15,7 +15,7 @@ from .experts import ProjectionExperts, new_lora, new_magnitude
 from .ffn import base_device, find_layout, projection_sizes
 from .moe import FORWARDS
 from .packed import Packing
-from .router import TopKRouter
+from .router import RouterTap, TopKRouter
 
 
 class MixLoraFfn(nn.Module, BaseTunerLayer):
@@ -45,9 +45,8 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
         self.lora_magnitude_vector = nn.ModuleDict()
         self.configs: dict[str, MixLoraConfig] = {}
         self.dora_norms: defaultdict[tuple[str, str], DoraNorms] = defaultdict(DoraNorms)
-        # Filled by a forward between the model's two hooks only, see aux_loss.py.
-        self.keep_router_logits = False
-        self.router_logits: dict[str, Tensor] = {}
+        # Of the model that the block is part of, see aux_loss.py.
+        self.router_tap = RouterTap()
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, config)
 
@@ -142,9 +141,10 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
 
     def _route(self, adapter_name: str, tokens: Tensor) -> Mixture:
         """An adapter's experts, and the way of these tokens (T, D) through them."""
-        routing = self.lora_router[adapter_name](tokens)
-        if self.keep_router_logits:
-            self.router_logits[adapter_name] = routing.logits
+        router: Any = self.lora_router[adapter_name]
+        routing = router(tokens)
+        if self.router_tap.is_open:
+            self.router_tap.keep(adapter_name, routing.logits, router.weight.requires_grad)
         dropout = self.configs[adapter_name].lora_dropout if self.training else 0.0
         return Mixture(self.experts(adapter_name), routing, dropout)
 

@@ -54,7 +54,7 @@ def _per_expert(
     plan = Dispatch.of(mixture.routing, mixture.num_experts)
     layout, down = ffn.layout, ffn.layout.down
     adapter_inputs = mixture.drop(hidden_states)
-    dropped = mixture.dropped_units(down, hidden_states)
+    kept = mixture.kept_units(down, hidden_states)
     outputs = []
     # Experts without tokens run as well: so every expert has a (zero) gradient, which distributed
     # training relies on.
@@ -69,8 +69,8 @@ def _per_expert(
             projected.append(_adapt(mixture, name, expert, base, adapter_inputs[tokens]))
         hidden = ffn.hidden(projected)
         seen = hidden.to(mixture.dtype)
-        if dropped is not None:
-            seen = seen * ~dropped[tokens] / (1 - mixture.dropout)
+        if kept is not None:
+            seen = seen * kept[tokens] / (1 - mixture.dropout)
         output = _adapt(mixture, down, expert, ffn.project(down, hidden), seen)
         outputs.append(output * plan.weight[rows].unsqueeze(-1))
     weighted = torch.cat(outputs)

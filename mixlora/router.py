@@ -61,6 +61,36 @@ class TopKRouter(nn.Module):
         return f"hidden_size={hidden_size}, num_experts={num_experts}, top_k={self.top_k}"
 
 
+class RouterTap:
+    """Where the blocks of a model leave their router logits, while it is open.
+
+    One for all blocks of a model: opening and closing it costs nothing, however many they are.
+
+    Attributes:
+        is_open: Whether logits are kept.
+        logits: By adapter, (T, E) of every layer in the order in which they ran.
+        trainable: By adapter, whether the layers' routers were being trained.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.logits: dict[str, list[Tensor]] = {}
+        self.trainable: dict[str, list[bool]] = {}
+
+    def open(self) -> None:
+        """Keep logits from now on, with none kept yet."""
+        self.is_open, self.logits, self.trainable = True, {}, {}
+
+    def close(self) -> None:
+        """Keep nothing, and let go of what was kept."""
+        self.is_open, self.logits, self.trainable = False, {}, {}
+
+    def keep(self, adapter_name: str, logits: Tensor, trainable: bool) -> None:
+        """Add a layer's logits."""
+        self.logits.setdefault(adapter_name, []).append(logits)
+        self.trainable.setdefault(adapter_name, []).append(trainable)
+
+
 def load_balancing_loss(logits: Tensor, top_k: int, token_mask: Tensor | None = None) -> Tensor:
     """``E * sum_i F_i P_i`` over all tokens given; uniform routing gives K.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: Raised when a change of the code can change a number: records of older versions are run again.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 
 
 @dataclass(frozen=True)

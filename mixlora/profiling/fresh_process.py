@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ def call_in_fresh_process(
     *,
     timeout: float | None = None,
     memory_limit_bytes: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Any:
     """Call ``function(argument)`` in a new interpreter and return its result.
 
@@ -51,6 +54,7 @@ def call_in_fresh_process(
         argument: A JSON value.
         timeout: Seconds before the process is ended.
         memory_limit_bytes: Limit of its address space (RLIMIT_AS), libraries included.
+        environment: Variables it has beside, or instead of, this process's.
 
     Returns:
         The function's result, a JSON value.
@@ -83,6 +87,7 @@ def call_in_fresh_process(
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
+                    env=os.environ | dict(environment or {}),
                     timeout=timeout,
                     check=False,
                 ).returncode

@@ -11,7 +11,7 @@ import pandas as pd
 from results.compare import LONG_COLUMNS
 
 from .records import DONE, MeasureRecord
-from .spec import MeasureSpec, Subject
+from .spec import Subject
 
 #: Beside `results.compare.LONG_COLUMNS`: quartiles over the runs; what was read (a clock, a memory
 #: source); why there is no value ("OOM", "failed: ...", "unavailable: ..."), else ""; and what ran.
@@ -48,28 +48,29 @@ def setting_of(workload: str, subject: Subject) -> str:
     return f"decode-b{subject.batch}" if workload == "decode" else workload
 
 
-def latency_rows(record: MeasureRecord, references: Mapping[str, int]) -> list[Row]:
-    """Microseconds per token of a latency measurement's last subject, and its ratios.
+def latency_rows(record: MeasureRecord, index: int, references: Mapping[str, int]) -> list[Row]:
+    """Microseconds per token of one subject of a latency measurement, and its ratios.
 
     A ratio is the median over runs of this subject's time over the reference's in the same turn.
 
     Args:
         record: The measurement.
+        index: The subject's.
         references: Suffix of the ratio's metric ("ratio_to_dora") -> the reference's index.
     """
     spec = record.spec
-    row = _row(spec, record)
+    row = _row(record, spec.subjects[index])
     rows: list[Row] = []
     for metric, phases in LATENCIES[spec.workload].items():
         if record.status != DONE:
             rows += _without_value(row, metric, "us/token", references)
             continue
-        times = [_us_per_token(record, index, phases) for index in range(len(spec.subjects))]
-        clock = record.reports[-1]["latency"][phases[0]]["source"]
-        row = row | {"meter": clock, "n": len(times[-1])}
-        rows.append(row | {"metric": metric, "unit": "us/token"} | _summary(times[-1]))
-        for name, index in references.items():
-            ratios = _summary(100 * times[-1] / times[index])
+        times = [_us_per_token(record, which, phases) for which in range(len(spec.subjects))]
+        clock = record.reports[index]["latency"][phases[0]]["source"]
+        row = row | {"meter": clock, "n": len(times[index])}
+        rows.append(row | {"metric": metric, "unit": "us/token"} | _summary(times[index]))
+        for name, reference in references.items():
+            ratios = _summary(100 * times[index] / times[reference])
             rows.append(row | {"metric": f"{metric}_{name}", "unit": "%"} | ratios)
     return rows
 
@@ -84,7 +85,7 @@ def memory_rows(record: MeasureRecord, references: Mapping[str, MeasureRecord | 
         record: The measurement.
         references: Suffix of the ratio's metric -> the reference's measurement, None without one.
     """
-    row = _row(record.spec, record) | {"n": 1}
+    row = _row(record, record.spec.measured) | {"n": 1}
     main = MAIN_SOURCE[record.spec.device.partition(":")[0]]
     if record.status != DONE:
         metrics = ("peak_memory", "peak_memory_above_weights")
@@ -110,9 +111,9 @@ def frame_of(rows: list[Row], columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype({"value": float})
 
 
-def _row(spec: MeasureSpec, record: MeasureRecord) -> Row:
-    """What all numbers of a measurement have in common."""
-    subject = spec.measured
+def _row(record: MeasureRecord, subject: Subject) -> Row:
+    """What all numbers of a measured subject have in common."""
+    spec = record.spec
     status = record.status if not record.reason else f"{record.status}: {record.reason}"
     return {
         "table": "",

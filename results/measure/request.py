@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.shapes import SHAPES
+from results.shapes import SHAPES, kept_vocabulary
 from results.weights import DTYPES, resolve_device
 from tasks.names import choose
 
@@ -93,9 +93,10 @@ class MeasureRequest:
     def title(self) -> str:
         """Model and conditions in one line."""
         total = SHAPES[self.shape].values["num_hidden_layers"]
+        tokens = kept_vocabulary(self.shape, self.layers)
         return (
-            f"{self.shape}, {self.layers} of {total} layers, random weights in {self.dtype}, "
-            f"{self.batch} x {self.length} tokens"
+            f"{self.shape}, {self.layers} of {total} layers (vocabulary {tokens:,}), "
+            f"random weights in {self.dtype}, {self.batch} x {self.length} tokens"
         )
 
     def latency(self, workload: str, subjects: tuple[Subject, ...]) -> MeasureSpec:

@@ -16,6 +16,15 @@ from .spec import MeasureSpec
 
 _WORKER = "results.measure.worker:measure"
 
+#: How glibc's allocator behaves in the process of a measurement (other allocators do not look). For
+#: latency it keeps what it has: otherwise every run returns its large tensors and has their pages
+#: mapped anew, at a price that is the (virtual) machine's and not the method's. For memory it
+#: returns every tensor of 64 KiB or more at once, so that the peak is what was alive.
+_ALLOCATOR = {
+    "latency": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)},
+    "memory": {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_MMAP_MAX_": str(2**30)},
+}
+
 
 def measure_missing(
     specs: Sequence[MeasureSpec], store: MeasureStore, fresh: bool
@@ -70,7 +79,9 @@ def _measure(spec: MeasureSpec, commit: str) -> MeasureRecord:
     found: dict[str, Any] = {"reports": [], "load_average": None, "device_name": spec.device}
     status, reason = DONE, ""
     try:
-        found = call_in_fresh_process(_WORKER, spec.to_json())
+        found = call_in_fresh_process(
+            _WORKER, spec.to_json(), environment=_ALLOCATOR[spec.quantity]
+        )
     except OutOfMemory as error:
         status, reason = OOM, str(error)
     except RuntimeError as error:

@@ -62,8 +62,7 @@ class MeasureSpec:
         device: "cpu", "cuda" or "cuda:N"; "auto" stands for any in a measurement looked for.
         threads: CPU threads that torch computes with; 0 stands for any in one looked for.
         runs: Counted runs of every subject, after `WARMUP` others; 1 for memory.
-        subjects: What runs. In a latency measurement the last is what is measured, those before it
-            are what it is compared with, LoRA first.
+        subjects: What runs, LoRA first where others are compared with it. They take turns.
     """
 
     quantity: str
@@ -78,7 +77,7 @@ class MeasureSpec:
 
     @property
     def measured(self) -> Subject:
-        """The subject that the measurement is of."""
+        """The subject that the measurement is named after, the last."""
         return self.subjects[-1]
 
     @property
@@ -92,9 +91,10 @@ class MeasureSpec:
             if name in settings
         ]
         batch = f"{subject.rows}x{subject.length}"
+        others = f" beside {len(self.subjects) - 1} others" if len(self.subjects) > 2 else ""
         return (
             f"{self.shape} {self.workload} {self.quantity} {subject.name} "
-            f"({', '.join(sizes)}, {batch} tokens)"
+            f"({', '.join(sizes)}, {batch} tokens){others}"
         )
 
     def matches(self, wanted: MeasureSpec) -> bool:

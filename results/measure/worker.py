@@ -17,7 +17,7 @@ from mixlora.profiling import Profile
 from results import provenance
 from results.methods import get_method
 from results.run import add_adapter, target_modules
-from results.shapes import build_config
+from results.shapes import build_config, kept_vocabulary
 
 from .spec import WARMUP, MeasureSpec, Subject
 
@@ -55,6 +55,7 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
 def _random_model(spec: MeasureSpec) -> nn.Module:
     set_seed(_SEED)
     config = build_config(spec.shape, spec.layers)
+    config.vocab_size = kept_vocabulary(spec.shape, spec.layers)
     with torch.device(spec.device):
         return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, spec.dtype))
 

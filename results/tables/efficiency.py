@@ -63,6 +63,8 @@ _NOTES = (
     "train: forward with the loss over all tokens, backward into the adapters, no optimiser; "
     "step = forward + backward; inference: unmerged, logits of all positions; decode: one token "
     "per row after a prompt as long as the rows, with a KV cache",
+    "a model cut to some of its layers keeps as large a part of its vocabulary, so that the head "
+    "has the share of the work that it has in the whole model",
     "memory: peak of one run in a fresh process, GB of 10^9 bytes; above weights: less what was "
     "there before the run",
     "x2: two adapters on one base, each with a batch of its own, packed into one; latency per "
@@ -130,7 +132,7 @@ def _row_numbers(request: MeasureRequest, row: MethodRow, records: Records) -> l
         names = [subject.name for subject in spec.subjects]
         if spec in records:
             references = {suffix: names.index(name) for suffix, name in ratios}
-            found += latency_rows(records[spec], references)
+            found += latency_rows(records[spec], len(names) - 1, references)
     for workload in ("train", "inference"):
         spec = _memory(request, row.name, workload)
         if spec in records:

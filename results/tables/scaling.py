@@ -35,6 +35,11 @@ class Sweep:
     points: tuple[int, ...]
     default: int
 
+    @property
+    def varies_batch(self) -> bool:
+        """Whether it is over the batch, not over a setting of the adapter."""
+        return self.name in ("tokens", "length")
+
 
 SWEEPS: dict[str, Sweep] = {
     sweep.name: sweep
@@ -62,8 +67,8 @@ _COLUMNS = [
 ]
 
 _NOTES = (
-    "a ratio of latencies is the median over runs in which LoRA (r = 80, the same batch), the "
-    "sweep's default point and this point took turns in one process",
+    "a ratio of latencies is the median over runs in which LoRA (r = 80, the same batch) and the "
+    "points of the sweep that have this batch took turns in one process",
     "train step: forward with the loss over all tokens and backward, no optimiser; memory: peak "
     "of one training step in a fresh process, less what was there before, GB of 10^9 bytes",
     "OOM: out of memory, for a latency with the models it is compared with in the same process; "
@@ -72,65 +77,87 @@ _NOTES = (
 
 
 @dataclass(frozen=True)
-class _Point:
-    """One point of a sweep and what it is compared with."""
+class _Points:
+    """The points of a sweep that run on one batch: those take turns with LoRA in one process."""
 
     request: MeasureRequest
     sweep: Sweep
-    value: int
+    values: tuple[int, ...]
+
+    def subject(self, value: int) -> Subject:
+        batch, length = _batch(self.request, self.sweep, value)
+        if self.sweep.varies_batch:
+            return _FUSED.subject(batch, length)
+        return _FUSED.subject(batch, length, **{self.sweep.name: value})
 
     @property
-    def subjects(self) -> dict[str, Subject]:
-        """Suffix of the ratio's metric -> reference, and "" -> the point itself, last."""
-        point, default = self._fused(self.value), self._fused(self.sweep.default)
-        lora = ROWS[LORA].subject(point.batch, point.length)
-        return {"ratio": lora, "ratio_to_default": default, "": point}
+    def lora(self) -> Subject:
+        return ROWS[LORA].subject(*_batch(self.request, self.sweep, self.values[0]))
 
     def latency(self, workload: str) -> MeasureSpec:
-        # The default point itself stands there once.
-        subjects = tuple(dict.fromkeys(self.subjects.values()))
+        subjects = (self.lora, *(self.subject(value) for value in self.values))
         return self.request.latency(workload, subjects)
 
-    def memory(self, suffix: str) -> MeasureSpec:
-        return self.request.memory("train", self.subjects[suffix])
+    def memory(self, subject: Subject) -> MeasureSpec:
+        return self.request.memory("train", subject)
 
     def measurements(self) -> list[MeasureSpec]:
         latencies = [self.latency(workload) for workload in ("train", "inference")]
-        return latencies + [self.memory(suffix) for suffix in self.subjects]
+        subjects = (self.lora, *(self.subject(value) for value in self.values))
+        return latencies + [self.memory(subject) for subject in subjects]
 
     def numbers(self, records: Records) -> list[Row]:
-        """What is known of the point, in long form."""
+        """What is known of the points, in long form."""
+        return [
+            row | {"sweep": self.sweep.name, "point": value}
+            for value in self.values
+            for row in self._numbers(value, records)
+        ]
+
+    def _numbers(self, value: int, records: Records) -> list[Row]:
+        references = {"ratio": self.lora}
+        if self.sweep.default in self.values:
+            references["ratio_to_default"] = self.subject(self.sweep.default)
         rows: list[Row] = []
         for workload in ("train", "inference"):
             spec = self.latency(workload)
             if spec in records:
-                indices = {s: spec.subjects.index(it) for s, it in self.subjects.items() if s}
-                rows += latency_rows(records[spec], indices)
-        spec = self.memory("")
+                indices = {name: spec.subjects.index(it) for name, it in references.items()}
+                index = spec.subjects.index(self.subject(value))
+                rows += latency_rows(records[spec], index, indices)
+        spec = self.memory(self.subject(value))
         if spec in records:
-            references = {s: records.get(self.memory(s)) for s in self.subjects if s}
-            rows += memory_rows(records[spec], references)
-        return [row | {"sweep": self.sweep.name, "point": self.value} for row in rows]
-
-    def _fused(self, value: int) -> Subject:
-        batch, length = self.request.batch, self.request.length
-        if self.sweep.name == "tokens":
-            return _FUSED.subject(1, value)
-        if self.sweep.name == "length":
-            return _FUSED.subject(_LENGTH_TOKENS // value, value)
-        return _FUSED.subject(batch, length, **{self.sweep.name: value})
+            others = {name: records.get(self.memory(it)) for name, it in references.items()}
+            rows += memory_rows(records[spec], others)
+        return rows
 
 
-def _points(request: MeasureRequest, sweeps: list[Sweep]) -> list[_Point]:
-    return [_Point(request, sweep, value) for sweep in sweeps for value in sweep.points]
+def _batch(request: MeasureRequest, sweep: Sweep, value: int) -> tuple[int, int]:
+    """(rows, tokens per row) of a point."""
+    if sweep.name == "tokens":
+        return 1, value
+    if sweep.name == "length":
+        return _LENGTH_TOKENS // value, value
+    return request.batch, request.length
+
+
+def _points(request: MeasureRequest, sweeps: list[Sweep]) -> list[_Points]:
+    found = []
+    for sweep in sweeps:
+        by_batch: dict[tuple[int, int], tuple[int, ...]] = {}
+        for value in sweep.points:
+            batch = _batch(request, sweep, value)
+            by_batch[batch] = (*by_batch.get(batch, ()), value)
+        found += [_Points(request, sweep, values) for values in by_batch.values()]
+    return found
 
 
 def _measurements(request: MeasureRequest, sweeps: list[Sweep]) -> list[MeasureSpec]:
-    return [spec for point in _points(request, sweeps) for spec in point.measurements()]
+    return [spec for points in _points(request, sweeps) for spec in points.measurements()]
 
 
 def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> Rendered:
-    numbers = [row for point in _points(request, sweeps) for row in point.numbers(records)]
+    numbers = [row for points in _points(request, sweeps) for row in points.numbers(records)]
     rows = long_rows(frame_of(numbers, SCALING_COLUMNS))
     found = {(row["sweep"], row["point"], row["setting"], row["metric"]): row for row in rows}
     facts = {"table": "scaling", "model": request.title} | provenance(records)
@@ -154,17 +181,20 @@ _Found = dict[tuple[str, int, str, str], Row]
 
 
 def _sweep_table(sweep: Sweep, found: _Found) -> str:
+    # Points on different batches are not compared with each other.
+    ratios = {"ratio": "of LoRA, %"}
+    if not sweep.varies_batch:
+        ratios["ratio_to_default"] = "of the default, %"
     head = [sweep.label]
     for heading, _, _ in _COLUMNS:
-        head += [heading, "of LoRA, %", "of the default, %"]
+        head += [heading, *ratios.values()]
     lines = []
     for point in sweep.points:
         line = [str(point)]
         for _, setting, metric in _COLUMNS:
             key = (sweep.name, point, setting)
             line.append(printed(found.get((*key, metric)), spread=True))
-            line.append(printed(found.get((*key, f"{metric}_ratio"))))
-            line.append(printed(found.get((*key, f"{metric}_ratio_to_default"))))
+            line += [printed(found.get((*key, f"{metric}_{suffix}"))) for suffix in ratios]
         lines.append(line)
     return table(head, lines)
 

@@ -48,7 +48,8 @@ def test_without_labels_nothing_is_kept() -> None:
     model = adapted()
     model(input_ids=IDS)
     model(input_ids=IDS, labels=IDS)
-    assert all(layer.mlp.router_logits == {} for layer in model.base_model.model.model.layers)
+    taps = {layer.mlp.router_tap for layer in model.base_model.model.model.layers}
+    assert [(tap.is_open, tap.logits) for tap in taps] == [(False, {})]
 
 
 def test_coefficient_zero_leaves_the_loss_alone() -> None:

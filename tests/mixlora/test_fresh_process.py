@@ -23,7 +23,9 @@ def describe(argument: Any) -> dict[str, Any]:
     print("a print does no harm")
     print("nor does this", file=sys.stderr)
     found = {"argument": argument, "pid": os.getpid(), "folder": os.getcwd(), "path": sys.path}
-    return found | {"variable": os.environ.get("FRESH_PROCESS_TEST")}
+    return found | {
+        "variables": [os.environ.get(f"FRESH_PROCESS_{name}") for name in ("TEST", "OTHER")]
+    }
 
 
 def allocate(size: int) -> None:
@@ -66,12 +68,14 @@ def test_the_process_is_new_and_stands_where_this_one_does(
     monkeypatch.syspath_prepend(str(tmp_path / "extra"))
     monkeypatch.setenv("FRESH_PROCESS_TEST", "yes")
     argument = {"text": "ä 'quoted' \"twice\"", "numbers": [1, 2.5, None, True]}
-    found = call_in_fresh_process(f"{__name__}:describe", argument)
+    environment = {"FRESH_PROCESS_OTHER": "own"}
+    found = call_in_fresh_process(f"{__name__}:describe", argument, environment=environment)
     assert found["argument"] == argument
     assert found["pid"] != os.getpid()
     assert found["folder"] == str(tmp_path)
     assert found["path"] == sys.path
-    assert found["variable"] == "yes"
+    assert found["variables"] == ["yes", "own"]
+    assert "FRESH_PROCESS_OTHER" not in os.environ
     assert capfd.readouterr() == ("", "")
 
 

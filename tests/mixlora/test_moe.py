@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mixlora.fused
+from mixlora.dispatch import _kept
 from mixlora.layer import MixLoraFfn
 from mixlora.moe import FORWARDS
 
@@ -144,6 +145,38 @@ def test_a_subset_of_the_projections(targets: list[str], use_dora: bool) -> None
     for forward in FORWARDS:
         set_forward(block, forward)
         assert_same(gradients(block, tokens, weights), expected)
+
+
+@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_few_tokens_of_many_experts(layout: str, use_dora: bool) -> None:
+    """Two tokens that share an expert, of 37: the others are not read, and have gradients of 0."""
+    block = make_block(make_mlp(layout), num_experts=37, use_dora=use_dora)
+    tokens, weights = torch.randn(2, 2, 13, dtype=torch.float64).abs()
+    with torch.no_grad():
+        block.lora_router["default"].weight[5] = 0.3 * tokens.sum(dim=0)
+        chosen = block.lora_router["default"](tokens).selected
+    expected = reference_gradients(block, tokens, weights)
+    got = gradients(block, tokens, weights)
+    assert_same(got, expected)
+    down = got[1][f"lora_B.default.{block.layout.down}"]
+    assert (chosen == 5).sum() == 2
+    assert down.flatten(1).any(dim=1).nonzero().flatten().tolist() == chosen.unique().tolist()
+    with torch.no_grad():
+        assert_same((block(tokens), {}), (*expected[:1], {}))
+
+
+def test_dropout_hides_the_units_it_should() -> None:
+    """Every 20th unit, whatever the others do, in odd shapes too: a count per unit and per pair."""
+    torch.manual_seed(7)
+    drawn = torch.stack([_kept(torch.Size((3, 5)), 0.05, torch.device("cpu")) for _ in range(4000)])
+    hidden = (drawn == 0).flatten(1).double()
+    assert set(drawn.unique().tolist()) == {0, 1}
+    # Standard errors: 0.0034 for a unit, 0.0009 for all 15, 0.0158 for a correlation.
+    assert (hidden.mean(dim=0) - 0.05).abs().max() < 4.5 * 0.0034
+    assert abs(hidden.mean() - 0.05) < 4.5 * 0.0009
+    correlations = torch.corrcoef(hidden.T) - torch.eye(15, dtype=torch.float64)
+    assert correlations.abs().max() < 4.5 * 0.0158
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])

@@ -25,7 +25,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names measured, by a stand-in for the process that has no memory for DoRA."""
     names: list[str] = []
 
-    def call(target: str, argument: dict[str, Any]) -> dict[str, Any]:
+    def call(target: str, argument: dict[str, Any], environment: Any) -> dict[str, Any]:
         spec = MeasureSpec.from_json(json.loads(json.dumps(argument)))
         names.append(spec.measured.name)
         if spec.measured.name == "dora":

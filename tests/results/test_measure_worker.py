@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from reproduce import main
 from results.measure import worker
 from results.measure.records import MeasureStore
 from results.measure.rows import ROWS
-from results.measure.run import measure_missing
+from results.measure.run import _ALLOCATOR, measure_missing
 from results.measure.spec import MeasureSpec
+from results.shapes import SHAPES, kept_vocabulary
 
 from .measure_builders import make_measure_spec
 
@@ -34,6 +36,33 @@ def spec_of(*names: str, **changes: Any) -> MeasureSpec:
 def base() -> torch.nn.Module:
     """The base of a measurement: one layer of smollm2-135m, of random weights."""
     return worker._random_model(spec_of("lora"))
+
+
+def test_the_head_keeps_its_share(base: torch.nn.Module) -> None:
+    whole = SHAPES["smollm2-135m"].values
+    share = base.config.vocab_size / whole["vocab_size"]  # type: ignore[union-attr]
+    assert share == pytest.approx(1 / whole["num_hidden_layers"], rel=1e-3)
+    assert kept_vocabulary("llama2-7b", 32) == 32000
+
+
+@pytest.mark.parametrize("quantity", ["latency", "memory"])
+def test_what_the_allocator_does_with_what_is_freed(quantity: str) -> None:
+    """For latency it keeps the pages of freed tensors, for memory it returns them at once."""
+    target = f"{__name__}:resident_bytes_freed"
+    freed = profiling.call_in_fresh_process(target, 2**26, environment=_ALLOCATOR[quantity])
+    assert freed == pytest.approx(2**26 if quantity == "memory" else 0, abs=2**22)
+
+
+def resident_bytes_freed(size: int) -> int:
+    def resident() -> int:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    # Of 128 KiB each: by default glibc would keep them until their heap's end is free.
+    tensors = [torch.ones(2**15) for _ in range(size // 2**17)]
+    before = resident()
+    del tensors
+    return before - resident()
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -90,7 +119,7 @@ def test_subjects_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_printed_ratio_is_that_of_the_raw_seconds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def call_here(target: str, argument: dict[str, Any]) -> Any:
+    def call_here(target: str, argument: dict[str, Any], environment: Any) -> Any:
         return json.loads(json.dumps(worker.measure(argument)))
 
     # A process each is what the next test has; here it would take minutes.
@@ -143,8 +172,8 @@ def test_out_of_memory_is_recorded_and_the_rest_goes_on(
     assert len(list((tmp_path / "measurements").iterdir())) == 2
     (report,) = records[specs[1]].reports
     memory = report["memory"]
-    # One layer and the embedding are 127 MB in float32, and there before the run.
-    assert 127e6 < memory["process"]["baseline_bytes"] < memory["process"]["peak_bytes"]
+    # One layer and a 30th of the embedding are 18 MB in float32, and there before the run.
+    assert 18e6 < memory["process"]["baseline_bytes"] < memory["process"]["peak_bytes"]
     assert memory["torch_allocated"]["peak_bytes"] is None
     assert len(report["latency"]["backward"]["seconds"]) == 1
 

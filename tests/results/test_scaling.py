@@ -37,46 +37,39 @@ def sizes(subject: Subject) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(
-    ("sweep", "expected", "default"),
+    ("sweep", "expected"),
     [
-        ("num_experts", [(e, 2, 16, 1, 256) for e in (2, 4, 8, 16, 32, 64)], (8, 2, 16, 1, 256)),
-        ("top_k", [(8, k, 16, 1, 256) for k in (1, 2, 4, 8)], (8, 2, 16, 1, 256)),
-        ("r", [(8, 2, r, 1, 256) for r in (2, 4, 8, 16, 32, 64)], (8, 2, 16, 1, 256)),
-        (
-            "tokens",
-            [(8, 2, 16, 1, t) for t in (1, 4, 16, 64, 256, 1024, 4096)],
-            (8, 2, 16, 1, 256),
-        ),
-        (
-            "length",
-            [(8, 2, 16, 1024 // s, s) for s in (64, 128, 256, 512, 1024)],
-            (8, 2, 16, 1, 1024),
-        ),
+        ("num_experts", [[(e, 2, 16, 1, 256) for e in (2, 4, 8, 16, 32, 64)]]),
+        ("top_k", [[(8, k, 16, 1, 256) for k in (1, 2, 4, 8)]]),
+        ("r", [[(8, 2, r, 1, 256) for r in (2, 4, 8, 16, 32, 64)]]),
+        ("tokens", [[(8, 2, 16, 1, t)] for t in (1, 4, 16, 64, 256, 1024, 4096)]),
+        ("length", [[(8, 2, 16, 1024 // s, s)] for s in (64, 128, 256, 512, 1024)]),
     ],
 )
-def test_the_points_and_what_runs_beside_them(
-    sweep: str, expected: list[tuple[int, ...]], default: tuple[int, ...]
+def test_points_on_one_batch_take_turns_with_lora(
+    sweep: str, expected: list[list[tuple[int, ...]]]
 ) -> None:
     plan = make_plan(*RENDER, "--sweeps", sweep, "--shape", "llama2-7b")
     for workload in ("train", "inference"):
         specs = [s for s in plan.specs if (s.quantity, s.workload) == ("latency", workload)]
-        assert [sizes(spec.measured) for spec in specs] == expected
+        assert [[sizes(point) for point in spec.subjects[1:]] for spec in specs] == expected
         for spec in specs:
-            lora, *others = spec.subjects
-            assert (lora.name, lora.batch, lora.length) == ("lora", *sizes(spec.measured)[3:])
-            others = [sizes(subject) for subject in others]
-            point = sizes(spec.measured)
-            assert others == ([point] if point == default else [default, point])
-    memory = {s.measured for s in plan.specs if s.quantity == "memory"}
-    assert {sizes(subject) for subject in memory if subject.name != "lora"} == set(expected)
+            lora, *points = spec.subjects
+            assert {point.name for point in points} == {"mixlora/fused"}
+            assert (lora.name, lora.batch, lora.length) == ("lora", *sizes(points[0])[3:])
+    memory = [s.measured for s in plan.specs if s.quantity == "memory"]
+    fused = [sizes(subject) for subject in memory if subject.name != "lora"]
+    assert fused == [point for points in expected for point in points]
+    assert len(memory) == len(fused) + len(expected)
 
 
-def test_a_point_of_several_sweeps_is_measured_once() -> None:
+def test_what_several_sweeps_measure_is_measured_once() -> None:
     specs = make_plan(*RENDER).specs
     assert len(specs) == len(set(specs))
-    defaults = [s for s in specs if len(s.subjects) == 2 and s.workload == "train"]
-    # (1, 256), the default of four sweeps, and (1, 1024), that of the sequence length.
-    assert [s.measured.length for s in defaults] == [256, 1024]
+    memory = [
+        sizes(s.measured) for s in specs if s.measured.name != "lora" and s.quantity == "memory"
+    ]
+    assert memory.count((8, 2, 16, 1, 256)) == memory.count((8, 2, 16, 1, 1024)) == 1
 
 
 @pytest.mark.parametrize(("shape", "layers"), [("smollm2-135m", 4), ("gemma-2b", 1)])
@@ -91,25 +84,33 @@ def test_numbers_by_other_arithmetic() -> None:
     found = {(r["sweep"], r["point"], r["setting"], r["metric"]): r for r in rendered.rows}
     assert all(list(row) == SCALING_COLUMNS for row in rendered.rows)
     (record,) = (
+        r for r in records.values() if r.spec.workload == "inference" and len(r.spec.subjects) == 7
+    )
+    times = [report["latency"]["forward"]["seconds"] for report in record.reports]
+    lora, default, point = times[0], times[3], times[6]  # of LoRA, 8 and 64 experts
+    per_token = [second / 256 * 1e6 for second in point]
+    key = ("num_experts", 64, "inference")
+    assert found[(*key, "forward_latency")]["value"] == pytest.approx(statistics.median(per_token))
+    for metric, other in (("ratio", lora), ("ratio_to_default", default)):
+        ratios = [100 * a / b for a, b in zip(point, other, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        row = found[(*key, f"forward_latency_{metric}")]
+        assert (row["q25"], row["value"], row["q75"]) == pytest.approx((low, middle, high))
+    assert found["num_experts", 8, "train", "step_latency_ratio_to_default"]["value"] == 100
+    (record,) = (
         r
         for r in records.values()
         if r.spec.measured.length == 4096
         if r.spec.workload == "inference"
     )
-    lora, default, point = [report["latency"]["forward"]["seconds"] for report in record.reports]
-    per_token = [second / 4096 * 1e6 for second in point]
-    key = ("tokens", 4096, "inference")
-    assert found[(*key, "forward_latency")]["value"] == pytest.approx(statistics.median(per_token))
+    lora, point = [report["latency"]["forward"]["seconds"] for report in record.reports]
     ratios = [100 * a / b for a, b in zip(point, lora, strict=True)]
+    key = ("tokens", 4096, "inference")
     assert found[(*key, "forward_latency_ratio")]["value"] == pytest.approx(
         statistics.median(ratios)
     )
-    # Per token, so that 4096 tokens can be compared with the default's 256.
-    ratios = [100 * (a / 4096) / (b / 256) for a, b in zip(point, default, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    row = found[(*key, "forward_latency_ratio_to_default")]
-    assert (row["q25"], row["value"], row["q75"]) == pytest.approx((low, middle, high))
-    assert found["num_experts", 8, "train", "step_latency_ratio_to_default"]["value"] == 100
+    # Points on different batches are not compared with each other.
+    assert (*key, "forward_latency_ratio_to_default") not in found
 
     peaks = {s.measured: r for s, r in records.items() if s.quantity == "memory"}
     above = {
@@ -121,17 +122,18 @@ def test_numbers_by_other_arithmetic() -> None:
     assert row["value"] == pytest.approx(100 * above[64] / above[8])
 
 
-def test_table_and_figures_leave_out_what_has_no_number(tmp_path: Path) -> None:
+def test_out_of_memory_is_printed_and_figures_are_drawn(tmp_path: Path) -> None:
     plan = make_plan(*RENDER, "--sweeps", "r")
     records = {spec: random_record(spec, seed) for seed, spec in enumerate(plan.specs)}
     for spec in records:
-        if dict(spec.measured.settings)["r"] == 64:
+        if spec.quantity == "memory" and dict(spec.measured.settings)["r"] == 64:
             records[spec] = make_measure_record(spec, status="OOM", reason="killed")
     rendered = plan.render(records)
     lines = {
         line.split("|")[1].strip(): line for line in rendered.markdown.splitlines() if "|" in line
     }
-    assert [cell.strip() for cell in lines["64"].split("|")[2:-1]] == ["OOM"] * 9
+    cells = [cell.strip() for cell in lines["64"].split("|")[2:-1]]
+    assert cells[6:] == ["OOM"] * 3 and "OOM" not in cells[:6]
     assert rendered.failed == 0
     paths = rendered.write(tmp_path)
     images = [path for path in paths if path.parent.name == "figures"]
@@ -140,7 +142,6 @@ def test_table_and_figures_leave_out_what_has_no_number(tmp_path: Path) -> None:
     root = ElementTree.parse(images[0]).getroot()
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"rank", "32", "latency, us per token", "memory above weights, GB"} <= texts
-    assert "64" not in texts
     assert plan.render(records).figures == rendered.figures
 
 
