@@ -6,6 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .methods import BASE
+from .presets import get_preset
 from .shapes import SHAPES, build_meta
 from .spec import RunSpec
 from .weights import TINY_BASE
@@ -17,6 +18,30 @@ if TYPE_CHECKING:
 def count_cell(spec: RunSpec) -> tuple[int, int]:
     """(trainable, frozen) parameters of a cell's model and method."""
     return _count(spec.model, spec.method, spec.adapter)
+
+
+def count_paper(model: str, method: str, rank: int) -> tuple[int, int]:
+    """(trainable, frozen) of a model of the paper's, with Table 3's settings at a rank.
+
+    Args:
+        model: Key of `SHAPES`.
+        method: Name in `results.methods`.
+        rank: Of the adapters; lora_alpha, which counts for nothing here, is twice that.
+    """
+    adapter = get_preset("paper").adapters[method] | {"r": rank, "lora_alpha": 2 * rank}
+    return _count(model, method, tuple(sorted(adapter.items())))
+
+
+def paper_percent(model: str, method: str, rank: int) -> float:
+    """A "# Params" cell: trainable parameters in percent of the model's nominal size.
+
+    Raises:
+        ValueError: The model is not one of the paper's.
+    """
+    nominal = SHAPES[model].nominal_parameters
+    if nominal is None:
+        raise ValueError(f"model is {model}: expected one of the paper's, with a nominal size")
+    return 100 * count_paper(model, method, rank)[0] / nominal
 
 
 @cache

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from results.compare import load_reported
+from reproduce import main
+from results.compare import REPORTED_CSV, load_reported
 from results.parameters import count_cell
 from results.presets import get_preset
 from results.request import Request
@@ -63,3 +66,19 @@ def test_one_layer_tells_for_all() -> None:
     model = add_adapter(build_meta("smollm2-135m", num_layers=5), "mixdora", settings)
     one = add_adapter(build_meta("smollm2-135m", num_layers=1), "mixdora", settings)
     assert count_parameters(model)[0] == 5 * count_parameters(one)[0]
+
+
+def test_the_table_has_every_printed_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--table", "params", "--output", str(tmp_path)]) == 0
+    assert "34 of 34 printed cells follow to the printed digit" in capsys.readouterr().out
+    frame = pd.read_csv(tmp_path / "tables" / "params.csv", dtype={"table": str})
+    reported = pd.read_csv(REPORTED_CSV, dtype={"table": str}).query("metric == 'params'")
+    assert sorted(frame["table"]) == sorted(reported["table"])
+    # By hand, LLaMA-2 7B's MixLoRA: per layer r * (in + out) of q, k, v, o, eight times those of
+    # gate, up and down, and the router.
+    layer = 16 * (4 * 2 * 4096 + 8 * 3 * (4096 + 11008)) + 8 * 4096
+    own = frame[(frame["model"] == "llama2-7b") & (frame["method"] == "mixlora")]
+    assert set(own[own["rank"] == 16]["trainable_parameters"]) == {32 * layer}
+    assert set(own["true_parameters"]) == {6_738_415_616}
