@@ -163,7 +163,9 @@ def _row(check: Check) -> dict[str, object]:
 
 def _lines() -> list[str]:
     paper = Paper()
-    return [f"{len(paper.rows)} printed numbers, nothing to run"]
+    counts = Counter(check.kind for check in all_checks(paper))
+    counts["parameters"] = len(paper.of("1", "2", "5", "8", metric="params"))
+    return [f"{text}: {counts[kind]} checks" for kind, text in _KINDS.items()]
 
 
 TABLE = ComputedTable(name="audit", lines=_lines, render=_render)
