@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks import TASK_NAMES
 from tasks.base import SCORINGS
@@ -15,14 +16,49 @@ from tasks.sources import open_source
 from .compare import compare
 from .executor import Outcome, execute, stored
 from .inputs import InputLoader
-from .methods import METHOD_TITLES
+from .methods import BASE, METHOD_TITLES
 from .presets import PRESETS, get_preset
 from .records import RecordStore
 from .render import render
 from .rendered import Rendered
-from .request import FORWARDS, Request, name_list, number_list
+from .request import FORWARDS, Request, chosen, name_list, number_list
 from .spec import RunSpec
 from .weights import MODELS, resolve, resolve_device
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a table varies beside model, method and task.
+
+    Attributes:
+        name: As in reported.csv: "st" (one task at a time), "mt", "r=16", ...
+        title: Printed beside the method; "" in a table of one setting.
+        cells: The cells that fill it.
+    """
+
+    name: str
+    title: str
+    cells: Callable[[Request], list[RunSpec]]
+
+
+def single_task(changes: Mapping[str, Any] | None = None) -> Callable[[Request], list[RunSpec]]:
+    """One cell per model, task, method and seed, tuned and scored on that task.
+
+    Args:
+        changes: What differs from the preset's settings of the method.
+    """
+
+    def cells(request: Request) -> list[RunSpec]:
+        return [
+            request.cell(model, method, [task], [task], seed, changes)
+            for model in request.models
+            for task in request.tasks
+            for method in request.methods
+            # The untuned base knows no seeds.
+            for seed in (request.seeds if method != BASE else request.seeds[:1])
+        ]
+
+    return cells
 
 
 @dataclass(frozen=True)
@@ -32,16 +68,20 @@ class AccuracyTable:
     Attributes:
         name: As on the command line; also the name of its output files.
         title: Its heading.
-        paper_table: Number of the paper's table it reproduces.
-        setting: "st" (one task at a time) or "mt" in reported.csv.
-        cells: The cells that fill it.
+        paper_tables: Numbers of the paper's tables it reproduces.
+        settings: What its rows are, beside methods.
+        main: Name of the setting that the others are compared with.
+        methods: Those that the paper's tables have, and the untuned base.
+        tasks: Those that the paper's tables have.
     """
 
     name: str
     title: str
-    paper_table: str
-    setting: str
-    cells: Callable[[Request], list[RunSpec]]
+    paper_tables: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    main: str
+    methods: tuple[str, ...] = tuple(METHOD_TITLES)
+    tasks: tuple[str, ...] = TASK_NAMES
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Models, methods, tasks, data and how they are run."""
@@ -55,9 +95,9 @@ class AccuracyTable:
         add(
             "--methods",
             type=name_list,
-            help=f"comma-separated subset of {', '.join(METHOD_TITLES)}",
+            help=f"comma-separated subset of {', '.join(self.methods)}",
         )
-        add("--tasks", type=name_list, help=f"comma-separated subset of {', '.join(TASK_NAMES)}")
+        add("--tasks", type=name_list, help=f"comma-separated subset of {', '.join(self.tasks)}")
         add(
             "--seeds",
             type=number_list,
@@ -113,8 +153,9 @@ class AccuracyTable:
         """
         if options.packed < 1:
             raise ValueError(f"packed is {options.packed}: expected at least 1")
-        request = _request(options)
-        return AccuracyPlan(self, request, self.cells(request), options)
+        request = _request(self, options)
+        by_setting = {setting.name: setting.cells(request) for setting in self.settings}
+        return AccuracyPlan(self, request, by_setting, options)
 
 
 @dataclass(frozen=True)
@@ -124,14 +165,19 @@ class AccuracyPlan:
     Attributes:
         table: Of which table.
         request: What was asked for.
-        cells: The cells.
+        by_setting: Name of a setting -> its cells.
         options: The command line: where inputs come from and records go.
     """
 
     table: AccuracyTable
     request: Request
-    cells: list[RunSpec]
+    by_setting: dict[str, list[RunSpec]]
     options: argparse.Namespace
+
+    @property
+    def cells(self) -> list[RunSpec]:
+        """All cells, each once."""
+        return list(dict.fromkeys(cell for cells in self.by_setting.values() for cell in cells))
 
     def listing(self) -> list[str]:
         """The cells and their parameters."""
@@ -181,20 +227,24 @@ class AccuracyPlan:
         return InputLoader(source, weights, templates)
 
     def _render(self, outcome: Outcome) -> Rendered:
-        records = list(outcome.records.values())
+        records = {
+            name: [outcome.records[cell] for cell in cells if cell in outcome.records]
+            for name, cells in self.by_setting.items()
+        }
         table, tasks = self.table, self.request.tasks
-        frame = compare(records, table.paper_table, table.setting, tasks, TASK_NAMES)
+        frame = compare(records, table.main, table.paper_tables, tasks, table.tasks)
         return render(table, self.request, outcome, frame)
 
 
-def _request(options: argparse.Namespace) -> Request:
+def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:
     preset = get_preset(options.preset)
+    default = [name for name in preset.methods if name in table.methods]
     data = "directory" if options.data_dir else "bundled" if preset.bundled_data else "hub"
     return Request.make(
         preset,
         models=options.models,
-        methods=options.methods,
-        tasks=options.tasks,
+        methods=chosen("method", options.methods, table.methods, default),
+        tasks=chosen("task", options.tasks, table.tasks),
         seeds=options.seeds,
         scoring=options.scoring,
         data=data,

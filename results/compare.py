@@ -2,15 +2,16 @@
 
 One row per number, in the columns of ``reported.csv`` plus source, stderr, n and seed. Beside the
 paper's metrics, measured rows have, for each accuracy ``m``: ``m_collapsed`` (1 where the
-predictions are one answer), ``m_minus_lora`` (points, same examples) with ``m_minus_lora_p``, and
-``m_minus_paper`` (points) for the paper's own models; per task ``majority_class``; per method
-``params`` and ``trainable_parameters``.
+predictions are one answer), ``m_minus_lora`` (points, same examples) with ``m_minus_lora_p``,
+``m_minus_main`` likewise against the same method in the table's main setting, and ``m_minus_paper``
+(points) for the paper's own models; per task ``majority_class``; per method ``params`` and
+``trainable_parameters``.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ LONG_COLUMNS = [*_PAPER_COLUMNS, "source", "stderr", "n", "seed"]
 
 #: The method that every paired test compares with.
 BASELINE = "lora"
+
+#: Suffix of what is relative to the same method in the table's main setting.
+MAIN = "main"
 
 #: The task name of the mean over all tasks of a table.
 AVERAGE = "avg"
@@ -68,64 +72,117 @@ def metrics_of(scoring: str) -> tuple[str, ...]:
 
 
 def compare(
-    records: Sequence[RunRecord],
-    table: str,
-    setting: str,
+    records: Mapping[str, Sequence[RunRecord]],
+    main: str,
+    tables: Sequence[str],
     tasks: Sequence[str],
     all_tasks: Sequence[str],
 ) -> pd.DataFrame:
     """All measured and reported numbers of one table.
 
     Args:
-        records: Of the table's cells; several seeds of a cell are averaged.
-        table: Its number in the paper.
-        setting: "st" (single-task) or "mt".
+        records: Setting, as in reported.csv -> the records of its cells; several seeds of a cell
+            are averaged.
+        main: The setting that the others are compared with.
+        tables: Numbers of the paper's tables.
         tasks: The tasks asked for, over which a complete row is averaged.
         all_tasks: The paper's tasks: only their average is compared with the paper's.
 
     Returns:
         `LONG_COLUMNS`, measured rows first. Percent for unit "%", points for "pp".
     """
-    reported = load_reported(table)
-    reported = reported[reported["setting"] == setting]
+    reported = pd.concat([load_reported(table) for table in tables])
     lookup = {
-        (row.model, row.method, row.task, row.metric): row.value
+        (row.model, row.method, row.setting, row.task, row.metric): row
         for row in reported.itertuples(index=False)
     }
-    cells: dict[_Cell, list[RunRecord]] = defaultdict(list)
-    for record in sorted(records, key=lambda record: record.spec.seed):
-        for task in record.tasks:
-            cells[record.spec.model, record.spec.method, task].append(record)
-
-    rows: list[_Row] = []
-    for cell, group in cells.items():
-        rows += _cell_rows(cell, group, cells.get((cell[0], BASELINE, cell[2])))
+    table_of = dict(zip(reported["model"], reported["table"], strict=True))
     average = AVERAGE if list(tasks) == list(all_tasks) else f"{AVERAGE} of {len(tasks)}"
-    rows += _average_rows(rows, tasks, average)
-    rows += _parameter_rows(cells)
-    rows += _majority_rows(cells)
+    cells = {setting: _cells(found) for setting, found in records.items()}
+    rows: list[_Row] = []
+    for setting, found in cells.items():
+        others = cells[main] if setting != main else {}
+        rows += [row | {"setting": setting} for row in _setting_rows(found, others, tasks, average)]
     for row in list(rows):
-        paper = lookup.get((row["model"], row["method"], row["task"], row["metric"]))
-        if paper is not None and row["metric"] in ("accuracy", "params"):
-            name = f"{row['metric']}_minus_paper"
-            rows.append(row | {"metric": name, "value": row["value"] - paper, "unit": "pp"})
+        key = tuple(row[name] for name in ("model", "method", "setting", "task", "metric"))
+        if key in lookup and row["metric"] in ("accuracy", "params"):
+            name, value = f"{row['metric']}_minus_paper", row["value"] - lookup[key].value
+            rows.append(row | {"metric": name, "value": value, "unit": "pp"})
     for row in rows:
-        row |= {"table": table, "setting": setting, "source": "measured"}
+        row |= {"table": table_of.get(row["model"], tables[0]), "source": "measured"}
     measured = pd.DataFrame(rows, columns=LONG_COLUMNS)
     frames = [frame for frame in (measured, reported) if len(frame)]
     return pd.concat([frame.astype({"value": float}) for frame in frames], ignore_index=True)
 
 
-def _cell_rows(cell: _Cell, group: list[RunRecord], baseline: list[RunRecord] | None) -> list[_Row]:
+def _cells(records: Sequence[RunRecord]) -> dict[_Cell, list[RunRecord]]:
+    """The records of each cell, one per seed, by seed."""
+    cells: dict[_Cell, list[RunRecord]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.spec.seed):
+        for task in record.tasks:
+            cells[record.spec.model, record.spec.method, task].append(record)
+    return cells
+
+
+def _setting_rows(
+    cells: dict[_Cell, list[RunRecord]],
+    main: dict[_Cell, list[RunRecord]],
+    tasks: Sequence[str],
+    average: str,
+) -> list[_Row]:
+    """All measured rows of one setting; main has the cells of the main setting, or none."""
+    rows: list[_Row] = []
+    for cell, group in cells.items():
+        rows += _cell_rows(cell, group)
+        baseline = cells.get((cell[0], BASELINE, cell[2]))
+        if cell[1] != BASELINE and baseline:
+            rows += _paired_rows(cell, group, baseline, BASELINE)
+        if cell in main:
+            rows += _paired_rows(cell, group, main[cell], MAIN)
+    return (
+        rows + _average_rows(rows, tasks, average) + _parameter_rows(cells) + _majority_rows(cells)
+    )
+
+
+def _row(cell: _Cell, group: list[RunRecord]) -> _Row:
     model, method, task = cell
-    results = [record.tasks[task] for record in group]
-    row = {
+    return {
         "model": model,
         "method": method,
         "task": task,
-        "n": len(results[0].answers),
+        "n": len(group[0].tasks[task].answers),
         "seed": ",".join(str(record.spec.seed) for record in group),
     }
+
+
+def _paired_rows(
+    cell: _Cell, group: list[RunRecord], others: list[RunRecord], suffix: str
+) -> list[_Row]:
+    """What a cell is above another, and p; nothing if they were not scored on the same examples."""
+    row, task = _row(cell, group), cell[2]
+    if len({_scored_rows(record, task) for record in [*group, *others]}) != 1:
+        return []
+    rows = []
+    for metric in metrics_of(group[0].spec.scoring):
+        ours = [record.tasks[task].correct(metric) for record in group]
+        theirs = [record.tasks[task].correct(metric) for record in others]
+        difference, p_value = paired_test(ours, theirs)
+        name = f"{metric}_minus_{suffix}"
+        rows.append(row | {"metric": name, "value": 100 * difference, "unit": "pp"})
+        rows.append(row | {"metric": f"{name}_p", "value": p_value, "unit": "p"})
+    return rows
+
+
+def _scored_rows(record: RunRecord, task: str) -> str:
+    """What tells the rows that a task was scored on from others."""
+    # A cell of several tasks has one fingerprint for the rows of all.
+    return record.tasks[task].rows or record.fingerprints.eval_data
+
+
+def _cell_rows(cell: _Cell, group: list[RunRecord]) -> list[_Row]:
+    task = cell[2]
+    results = [record.tasks[task] for record in group]
+    row = _row(cell, group)
     rows = []
     for metric in metrics_of(group[0].spec.scoring):
         correct = [result.correct(metric) for result in results]
@@ -134,31 +191,23 @@ def _cell_rows(cell: _Cell, group: list[RunRecord], baseline: list[RunRecord] | 
         rows.append(row | {"metric": metric, "value": 100 * mean, "unit": "%", "stderr": percent})
         collapsed = any(is_collapsed(result.chosen(metric)) for result in results)
         rows.append(row | {"metric": f"{metric}_collapsed", "value": int(collapsed), "unit": ""})
-        if baseline is not None and method != BASELINE and _same_rows(group, baseline):
-            theirs = [record.tasks[task].correct(metric) for record in baseline]
-            difference, p_value = paired_test(correct, theirs)
-            name = f"{metric}_minus_{BASELINE}"
-            rows.append(row | {"metric": name, "value": 100 * difference, "unit": "pp"})
-            rows.append(row | {"metric": f"{name}_p", "value": p_value, "unit": "p"})
     return rows
 
 
-def _same_rows(ours: list[RunRecord], theirs: list[RunRecord]) -> bool:
-    return len({record.fingerprints.eval_data for record in [*ours, *theirs]}) == 1
-
-
 def _average_rows(rows: list[_Row], tasks: Sequence[str], average: str) -> list[_Row]:
-    """Means over the tasks asked for; a row that lacks one has none."""
+    """Means over the tasks asked for, of accuracies and of differences to the main setting; a row
+    that lacks a task has none.
+    """
     values: dict[tuple[str, str, str], dict[str, _Row]] = defaultdict(dict)
     for row in rows:
-        if row["unit"] == "%":
+        if row["unit"] == "%" or row["metric"].endswith(f"_minus_{MAIN}"):
             values[row["model"], row["method"], row["metric"]][row["task"]] = row
     means = []
     for (model, method, metric), by_task in values.items():
         if set(by_task) != set(tasks):
             continue
         chosen = list(by_task.values())
-        errors = [row["stderr"] for row in chosen]
+        errors = [row.get("stderr") for row in chosen]
         # The tasks' examples are independent, so variances add.
         stderr = None if None in errors else sum(e**2 for e in errors) ** 0.5 / len(errors)
         means.append(
@@ -168,7 +217,7 @@ def _average_rows(rows: list[_Row], tasks: Sequence[str], average: str) -> list[
                 "task": average,
                 "metric": metric,
                 "value": sum(row["value"] for row in chosen) / len(chosen),
-                "unit": "%",
+                "unit": chosen[0]["unit"],
                 "stderr": stderr,
                 "n": sum(row["n"] for row in chosen),
                 "seed": chosen[0]["seed"],

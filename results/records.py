@@ -28,6 +28,7 @@ class TaskResult:
             None in label scoring, which has no such choice.
         num_options: Options of each row.
         truncated: Rows whose prompt was cut to the cutoff.
+        rows: Hash of the scored rows' content; None in records from before there was one.
     """
 
     ids: list[str]
@@ -36,6 +37,7 @@ class TaskResult:
     predictions_norm: list[int] | None
     num_options: list[int]
     truncated: int
+    rows: str | None = None
 
     def chosen(self, metric: str) -> list[int]:
         """The predictions that "accuracy", "acc" or "acc_norm" counts.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -11,12 +13,13 @@ from tasks import get_task
 from .compare import (
     AVERAGE,
     BASELINE,
+    MAIN,
     REPORTED_MAJORITY,
     REPORTED_TOLERANCE,
     metrics_of,
 )
 from .executor import Outcome
-from .methods import METHOD_TITLES
+from .methods import BASE, METHOD_TITLES
 from .rendered import (
     DASH,
     Rendered,
@@ -49,8 +52,10 @@ def render(
         frame: `compare.compare`'s numbers.
     """
     provenance = _provenance(asked, request, outcome)
-    grid = _Grid(frame, request)
-    parts = [f"# {asked.title} (Table {asked.paper_table} of arXiv 2404.15159)"]
+    grid = _Grid(frame, asked, request)
+    numbers = " and ".join(asked.paper_tables)
+    tables = f"Table {numbers}" if len(asked.paper_tables) == 1 else f"Tables {numbers}"
+    parts = [f"# {asked.title} ({tables} of arXiv 2404.15159)"]
     for model in request.models:
         parts += _measured_block(grid, model)
     parts += _reported_block(grid)
@@ -61,17 +66,38 @@ def render(
     return Rendered(asked.name, markdown, long_rows(frame), provenance, failed=failed)
 
 
-class _Grid:
-    """Looks numbers up by (source, model, method, task, metric)."""
+@dataclass(frozen=True)
+class _Line:
+    """One row of a block: a method in a setting."""
 
-    def __init__(self, frame: pd.DataFrame, request: Request) -> None:
+    method: str
+    setting: str
+    title: str
+
+
+class _Grid:
+    """Looks numbers up by (source, model, method, setting, task, metric).
+
+    Args:
+        frame: `compare.compare`'s numbers.
+        asked: Which table.
+        request: What was asked for.
+    """
+
+    def __init__(self, frame: pd.DataFrame, asked: AccuracyTable, request: Request) -> None:
+        self.asked = asked
         self.request = request
         self._rows: dict[tuple[str, ...], Any] = {
-            (row.source, row.model, row.method, row.task, row.metric): row
+            (row.source, row.model, row.method, row.setting, row.task, row.metric): row
             for row in frame.itertuples(index=False)
         }
         reported = frame[frame["source"] == "reported"]
         self.reported_models = list(dict.fromkeys(reported["model"]))
+        self.reported_lines = {
+            (row.model, row.method, row.setting)
+            for row in reported.itertuples(index=False)
+            if row.metric == "accuracy"
+        }
         self.average = next((t for t in frame["task"] if t.startswith(AVERAGE)), AVERAGE)
 
     def value(self, *key: str) -> float | None:
@@ -91,69 +117,96 @@ class _Grid:
         average = self.average.replace(AVERAGE, "AVG")
         return [get_task(name).title for name in self.request.tasks] + [average]
 
+    def lines(self, settings: Sequence[tuple[str, str]], methods: Sequence[str]) -> list[_Line]:
+        """A line for each method in each (setting, its title), the untuned base once."""
+        return [
+            _Line(method, name, ", ".join(filter(None, [METHOD_TITLES[method], title])))
+            for method in methods
+            for name, title in (settings if method != BASE else settings[:1])
+        ]
+
+    @property
+    def asked_lines(self) -> list[_Line]:
+        settings = [(setting.name, setting.title) for setting in self.asked.settings]
+        return self.lines(settings, self.request.methods)
+
 
 def _measured_block(grid: _Grid, model: str) -> list[str]:
-    request = grid.request
+    request, main = grid.request, grid.asked.main
     parts = [f"## {model}: measured, {request.scoring} scoring"]
     for metric in metrics_of(request.scoring):
         head = ["method", "parameters", "%", *grid.headings]
-        rows = [_measured_row(grid, model, method, metric) for method in request.methods]
+        rows = [_measured_row(grid, model, line, metric) for line in grid.asked_lines]
         levels = [
-            number(grid.value("measured", model, "", task, "majority_class"))
+            number(grid.value("measured", model, "", main, task, "majority_class"))
             for task in grid.columns
         ]
         rows.append(["majority class", "", "", *levels])
         parts += [f"{metric} (%) ± standard error over examples", table(head, rows)]
-        compared = [method for method in request.methods if method != BASELINE]
+        compared = [line for line in grid.asked_lines if line.method != BASELINE]
         if BASELINE in request.methods and compared:
-            head = ["method", *(get_task(name).title for name in request.tasks)]
-            rows = [_against_row(grid, model, method, metric) for method in compared]
-            parts += [
-                f"{metric}, points above LoRA on the same examples (p of a paired test)",
-                table(head, rows),
-            ]
+            what = f"{metric}, points above LoRA on the same examples (p of a paired test)"
+            parts += [what, _against(grid, model, compared, f"{metric}_minus_{BASELINE}")]
+        others = [line for line in grid.asked_lines if line.setting != main]
+        if others:
+            title = next(s.title for s in grid.asked.settings if s.name == main)
+            what = f"{metric}, points above the same method with {title}, likewise"
+            parts += [what, _against(grid, model, others, f"{metric}_minus_{MAIN}")]
     if model in grid.reported_models and request.scoring == "label":
         parts += [f"### {model}: the paper, and measured minus paper", _paper_table(grid, model)]
     return parts
 
 
-def _measured_row(grid: _Grid, model: str, method: str, metric: str) -> list[str]:
-    count = grid.value("measured", model, method, "", "trainable_parameters")
-    percent = grid.value("measured", model, method, "", "params")
-    row = [METHOD_TITLES[method], DASH if count is None else f"{count:,.0f}", number(percent, 2)]
+def _measured_row(grid: _Grid, model: str, line: _Line, metric: str) -> list[str]:
+    place = ("measured", model, line.method, line.setting)
+    count = grid.value(*place, "", "trainable_parameters")
+    percent = grid.value(*place, "", "params")
+    row = [line.title, DASH if count is None else f"{count:,.0f}", number(percent, 2)]
     for task in grid.columns:
-        key = ("measured", model, method, task)
-        text = number(grid.value(*key, metric))
-        stderr = grid.stderr(*key, metric)
+        text = number(grid.value(*place, task, metric))
+        stderr = grid.stderr(*place, task, metric)
         text += "" if stderr is None else f" ± {stderr:.1f}"
-        row.append(text + (f" {COLLAPSED_MARK}" if grid.value(*key, f"{metric}_collapsed") else ""))
+        collapsed = grid.value(*place, task, f"{metric}_collapsed")
+        row.append(text + (f" {COLLAPSED_MARK}" if collapsed else ""))
     return row
 
 
-def _against_row(grid: _Grid, model: str, method: str, metric: str) -> list[str]:
-    row = [METHOD_TITLES[method]]
-    for task in grid.request.tasks:
-        key = ("measured", model, method, task)
-        points = grid.value(*key, f"{metric}_minus_{BASELINE}")
-        p_value = grid.value(*key, f"{metric}_minus_{BASELINE}_p")
-        if points is None or p_value is None:
-            row.append(DASH)
-            continue
-        text = f"{points:+.1f} ({'<0.001' if p_value < 0.001 else f'{p_value:.3f}'})"
-        row.append(f"**{text}**" if p_value < _SIGNIFICANT else text)
-    return row
+def _against(grid: _Grid, model: str, lines: list[_Line], metric: str) -> str:
+    """Differences and their p; with a mean where they have one."""
+    place = ("measured", model)
+    columns = list(grid.request.tasks)
+    if any(
+        grid.value(*place, e.method, e.setting, grid.average, metric) is not None for e in lines
+    ):
+        columns.append(grid.average)
+    rows = []
+    for line in lines:
+        row = [line.title]
+        for task in columns:
+            key = (*place, line.method, line.setting, task)
+            row.append(_difference(grid.value(*key, metric), grid.value(*key, f"{metric}_p")))
+        rows.append(row)
+    return table(["method", *grid.headings[: len(columns)]], rows)
+
+
+def _difference(points: float | None, p_value: float | None) -> str:
+    if points is None:
+        return DASH
+    if p_value is None:
+        return f"{points:+.1f}"
+    text = f"{points:+.1f} ({'<0.001' if p_value < 0.001 else f'{p_value:.3f}'})"
+    return f"**{text}**" if p_value < _SIGNIFICANT else text
 
 
 def _paper_table(grid: _Grid, model: str) -> str:
     rows = []
-    for method in grid.request.methods:
-        paper = [_reported_cell(grid, model, method, task) for task in grid.columns]
-        params = number(grid.value("reported", model, method, "", "params"))
-        rows.append([METHOD_TITLES[method], "paper", params, *paper])
-        minus = [
-            grid.value("measured", model, method, t, "accuracy_minus_paper") for t in grid.columns
-        ]
-        params_minus = grid.value("measured", model, method, "", "params_minus_paper")
+    for line in grid.asked_lines:
+        place = (model, line.method, line.setting)
+        paper = [_reported_cell(grid, *place, task) for task in grid.columns]
+        params = number(grid.value("reported", *place, "", "params"))
+        rows.append([line.title, "paper", params, *paper])
+        minus = [grid.value("measured", *place, t, "accuracy_minus_paper") for t in grid.columns]
+        params_minus = grid.value("measured", *place, "", "params_minus_paper")
         signed = [DASH if value is None else f"{value:+.1f}" for value in minus]
         rows.append(
             [
@@ -172,23 +225,26 @@ def _reported_block(grid: _Grid) -> list[str]:
     if not others:
         return []
     columns = [*grid.request.tasks, AVERAGE]
+    settings = [(setting.name, setting.title) for setting in grid.asked.settings]
     rows = []
     for model in others:
-        for method, title in METHOD_TITLES.items():
-            if grid.value("reported", model, method, "", "params") is None:
-                continue
-            params = number(grid.value("reported", model, method, "", "params"))
-            cells = [_reported_cell(grid, model, method, task) for task in columns]
-            rows.append([model, title, params, *cells])
+        for line in grid.lines(
+            [*settings, ("delta", "difference as printed")], list(METHOD_TITLES)
+        ):
+            place = (model, line.method, line.setting)
+            if place in grid.reported_lines:
+                params = number(grid.value("reported", *place, "", "params"))
+                cells = [_reported_cell(grid, *place, task) for task in columns]
+                rows.append([model, line.title, params, *cells])
     titles = [get_task(name).title for name in grid.request.tasks]
     return [
         "## Reported by the paper for other models (not measured here, not comparable)",
-        table(["model", "method", "%", *titles, "AVG of 8"], rows),
+        table(["model", "method", "%", *titles, f"AVG of {len(grid.asked.tasks)}"], rows),
     ]
 
 
-def _reported_cell(grid: _Grid, model: str, method: str, task: str) -> str:
-    value = grid.value("reported", model, method, task, "accuracy")
+def _reported_cell(grid: _Grid, model: str, method: str, setting: str, task: str) -> str:
+    value = grid.value("reported", model, method, setting, task, "accuracy")
     level = REPORTED_MAJORITY.get(task)
     collapsed = value is not None and level is not None and abs(value - level) <= REPORTED_TOLERANCE
     return number(value) + (f" {COLLAPSED_MARK}" if collapsed else "")
@@ -225,7 +281,10 @@ def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dic
         record.spec.to_json()["train"] for record in records if record.spec.train is not None
     ]
     adapters = {
-        record.spec.method: dict(record.spec.adapter) for record in records if record.spec.adapter
+        method: found
+        for method in request.methods
+        if (found := distinct(dict(r.spec.adapter) for r in records if r.spec.method == method))
+        and method != BASE
     }
     facts: dict[str, Any] = {
         "table": asked.name,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tasks import TASK_NAMES
 from tasks.base import SCORINGS
@@ -90,11 +91,26 @@ class Request:
         )
 
     def cell(
-        self, model: str, method: str, train: Sequence[str], evaluate: Sequence[str], seed: int
+        self,
+        model: str,
+        method: str,
+        train: Sequence[str],
+        evaluate: Sequence[str],
+        seed: int,
+        changes: Mapping[str, Any] | None = None,
     ) -> RunSpec:
-        """One cell with this request's settings; for the base, train and seed do not count."""
+        """One cell with this request's settings; for the base, train and seed do not count.
+
+        Args:
+            model: Its name.
+            method: Its name.
+            train: Tasks trained on.
+            evaluate: Tasks scored.
+            seed: Of the cell.
+            changes: What differs from the preset's settings of the method.
+        """
         untuned = method == BASE
-        adapter = {} if untuned else dict(self.preset.adapters[method])
+        adapter = {} if untuned else dict(self.preset.adapters[method]) | dict(changes or {})
         if method in ("mixlora", "mixdora"):
             adapter["forward"] = self.forward
         return RunSpec(

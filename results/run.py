@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from mixlora.ffn import get_family
 from tasks.base import Scoring
+from tasks.data import fingerprint
 from tasks.encoding import encode_training
 from tasks.scoring import Prediction, score
 
@@ -181,6 +182,7 @@ def _task_result(rows: EvalSet, predictions: list[Prediction]) -> TaskResult:
         predictions_norm=normalised or None,
         num_options=[len(example.options) for example in rows.examples],
         truncated=sum(prediction.truncated for prediction in predictions),
+        rows=fingerprint(rows.examples),
     )
 
 

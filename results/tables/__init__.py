@@ -13,7 +13,7 @@ from .base import Plan, Table
 def table_names() -> tuple[str, ...]:
     """Names of all tables."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(name for name in modules if name != "base")
+    return tuple(name.replace("_", "-") for name in modules if name != "base")
 
 
 def get_table(name: str) -> Table:
@@ -22,7 +22,8 @@ def get_table(name: str) -> Table:
     Raises:
         ValueError: There is none; the message suggests near names.
     """
-    return importlib.import_module(f"{__name__}.{choose('table', name, table_names())}").TABLE
+    module = choose("table", name, table_names()).replace("-", "_")
+    return importlib.import_module(f"{__name__}.{module}").TABLE
 
 
 __all__ = ["Plan", "Table", "get_table", "table_names"]

@@ -17,7 +17,7 @@ from .builders import make_record, make_spec
 
 
 def table(records: list[RunRecord], tasks: list[str]) -> pd.DataFrame:
-    frame = compare(records, "1", "st", tasks, TASK_NAMES)
+    frame = compare({"st": records}, "st", ["1"], tasks, TASK_NAMES)
     assert list(frame.columns) == LONG_COLUMNS
     return frame[frame["source"] == "measured"]
 

@@ -11,11 +11,11 @@ import pytest
 
 from mixlora.moe import FORWARDS
 from results import request as request_module
+from results.accuracy import single_task
 from results.executor import execute, stored
 from results.inputs import CellInputs, InputLoader
 from results.records import RecordStore, RunRecord
 from results.spec import RunSpec
-from results.tables.main import TABLE
 from results.weights import ResolvedWeights
 from tasks.sources import open_source
 
@@ -54,7 +54,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
 
 
 def cells(**changes: Any) -> list[RunSpec]:
-    return TABLE.cells(make_request(tasks=["piqa"], **changes))
+    return single_task()(make_request(tasks=["piqa"], **changes))
 
 
 def test_done_cells_are_not_run_again(ran: list[RunSpec], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from results.accuracy import single_task
 from results.batches import MicroBatch, StepCollator, TrainingSet, joint_steps, row_order
 from results.executor import Outcome, execute
 from results.inputs import InputLoader
@@ -16,7 +17,6 @@ from results.packing import make_packs
 from results.records import RecordStore
 from results.run import add_adapter
 from results.spec import RunSpec, TrainSettings
-from results.tables.main import TABLE
 from results.training import fine_tune
 from results.weights import MODELS, resolve
 from tasks.encoding import TrainingRow
@@ -179,7 +179,7 @@ def real_cells(dtype: str = "float32") -> list[RunSpec]:
         limit_eval=12,
         dtype=dtype,
     )
-    return TABLE.cells(request)
+    return single_task()(request)
 
 
 def run(cells: list[RunSpec], output: Path, packed: int) -> Outcome:

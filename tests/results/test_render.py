@@ -24,7 +24,9 @@ ANSWERS = [0, 1] * 60
 def rendered(records: list[RunRecord], request: Any = None, **outcome: Any) -> Rendered:
     request = request or make_request(tasks=["arc-e", "boolq"], methods=["base", "lora", "mixlora"])
     done = Outcome(records={record.spec: record for record in records}, **outcome)
-    frame = compare(records, TABLE.paper_table, TABLE.setting, request.tasks, TASK_NAMES)
+    frame = compare(
+        {TABLE.main: records}, TABLE.main, TABLE.paper_tables, request.tasks, TASK_NAMES
+    )
     return render(TABLE, request, done, frame)
 
 
