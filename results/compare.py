@@ -2,10 +2,11 @@
 
 One row per number, in the columns of ``reported.csv`` plus source, stderr, n and seed. Beside the
 paper's metrics, measured rows have, for each accuracy ``m``: ``m_collapsed`` (1 where the
-predictions are one answer), ``m_minus_lora`` (points, same examples) with ``m_minus_lora_p``,
-``m_minus_main`` likewise against the same method in the table's main setting, and ``m_minus_paper``
-(points) for the paper's own models; per task ``majority_class``; per method ``params`` and
-``trainable_parameters``.
+predictions are one answer), ``m_seed_std`` (points, over several seeds), ``m_minus_lora`` (points,
+same examples) with ``m_minus_lora_p`` and, adjusted for the number of such tests of the model,
+``m_minus_lora_p_holm``, ``m_minus_main`` likewise against the same method in the table's main
+setting, and ``m_minus_paper`` (points) for the paper's own models; per task ``majority_class``; per
+method ``params`` and ``trainable_parameters``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pandas as pd
 
 from .records import RunRecord, TaskResult
 from .shapes import SHAPES
-from .stats import is_collapsed, majority_level, mean_and_stderr, paired_test
+from .stats import holm, is_collapsed, majority_level, mean_and_stderr, paired_test, seed_std
 
 REPORTED_CSV = Path(__file__).parent / "paper" / "reported.csv"
 
@@ -103,6 +104,7 @@ def compare(
     for setting, found in cells.items():
         others = cells[main] if setting != main else {}
         rows += [row | {"setting": setting} for row in _setting_rows(found, others, tasks, average)]
+    rows += _adjusted(rows)
     for row in list(rows):
         key = tuple(row[name] for name in ("model", "method", "setting", "task", "metric"))
         if key in lookup and row["metric"] in ("accuracy", "params"):
@@ -142,6 +144,19 @@ def _setting_rows(
     return (
         rows + _average_rows(rows, tasks, average) + _parameter_rows(cells) + _majority_rows(cells)
     )
+
+
+def _adjusted(rows: list[_Row]) -> list[_Row]:
+    """Holm's p-values, over all tests of a model that answer the same question."""
+    families: dict[tuple[str, str], list[_Row]] = defaultdict(list)
+    for row in rows:
+        if row["unit"] == "p":
+            families[row["model"], row["metric"]].append(row)
+    return [
+        row | {"metric": f"{row['metric']}_holm", "value": value}
+        for family in families.values()
+        for row, value in zip(family, holm([row["value"] for row in family]), strict=True)
+    ]
 
 
 def _row(cell: _Cell, group: list[RunRecord]) -> _Row:
@@ -189,6 +204,9 @@ def _cell_rows(cell: _Cell, group: list[RunRecord]) -> list[_Row]:
         mean, stderr = mean_and_stderr(correct)
         percent = None if stderr is None else 100 * stderr
         rows.append(row | {"metric": metric, "value": 100 * mean, "unit": "%", "stderr": percent})
+        if len(correct) > 1:
+            spread = 100 * seed_std(correct)
+            rows.append(row | {"metric": f"{metric}_seed_std", "value": spread, "unit": "pp"})
         collapsed = any(is_collapsed(result.chosen(metric)) for result in results)
         rows.append(row | {"metric": f"{metric}_collapsed", "value": int(collapsed), "unit": ""})
     return rows

@@ -166,6 +166,8 @@ def _measured_row(grid: _Grid, model: str, line: _Line, metric: str) -> list[str
         text = number(grid.value(*place, task, metric))
         stderr = grid.stderr(*place, task, metric)
         text += "" if stderr is None else f" ± {stderr:.1f}"
+        spread = grid.value(*place, task, f"{metric}_seed_std")
+        text += "" if spread is None else f" (s {spread:.1f})"
         collapsed = grid.value(*place, task, f"{metric}_collapsed")
         row.append(text + (f" {COLLAPSED_MARK}" if collapsed else ""))
     return row
@@ -184,18 +186,20 @@ def _against(grid: _Grid, model: str, lines: list[_Line], metric: str) -> str:
         row = [line.title]
         for task in columns:
             key = (*place, line.method, line.setting, task)
-            row.append(_difference(grid.value(*key, metric), grid.value(*key, f"{metric}_p")))
+            row.append(
+                _difference(*(grid.value(*key, f"{metric}{e}") for e in ("", "_p", "_p_holm")))
+            )
         rows.append(row)
     return table(["method", *grid.headings[: len(columns)]], rows)
 
 
-def _difference(points: float | None, p_value: float | None) -> str:
+def _difference(points: float | None, p_value: float | None, adjusted: float | None) -> str:
     if points is None:
         return DASH
-    if p_value is None:
+    if p_value is None or adjusted is None:
         return f"{points:+.1f}"
     text = f"{points:+.1f} ({'<0.001' if p_value < 0.001 else f'{p_value:.3f}'})"
-    return f"**{text}**" if p_value < _SIGNIFICANT else text
+    return f"**{text}**" if adjusted < _SIGNIFICANT else text
 
 
 def _paper_table(grid: _Grid, model: str) -> str:
@@ -256,10 +260,12 @@ def _notes(request: Request, outcome: Outcome) -> list[str]:
         f"{COLLAPSED_MARK} collapsed: at least {100 * COLLAPSED_SHARE:.0f} % of the predictions "
         f"are one answer; for reported cells, accuracy within {REPORTED_TOLERANCE} of the "
         f"majority-class level ({levels})",
-        f"bold: p < {_SIGNIFICANT} in a sign-flip test on the same examples, not corrected for the "
-        "number of comparisons",
+        "p: of a sign-flip test on the same examples, as it is; bold: better or worse with p < "
+        f"{_SIGNIFICANT} after Holm's correction for all such tests of the model",
         f"{DASH} no number",
     ]
+    if len(request.seeds) > 1:
+        notes.append("accuracies are means over seeds; s: standard deviation over them, in points")
     notes += [f"unavailable: {spec.title}: {why}" for spec, why in outcome.unavailable.items()]
     notes += [f"failed: {spec.title}: {why}" for spec, why in outcome.failed.items()]
     return [bullets(notes)]

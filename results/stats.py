@@ -28,6 +28,11 @@ def mean_and_stderr(correct: Sequence[Sequence[bool]]) -> tuple[float, float | N
     return float(per_example.mean()), stderr
 
 
+def seed_std(correct: Sequence[Sequence[bool]]) -> float:
+    """Sample standard deviation of the accuracy over (at least two) seeds, a fraction."""
+    return float(np.asarray(correct, dtype=float).mean(axis=1).std(ddof=1))
+
+
 def paired_test(
     ours: Sequence[Sequence[bool]], theirs: Sequence[Sequence[bool]]
 ) -> tuple[float, float]:
@@ -58,6 +63,20 @@ def paired_test(
         signs = generator.choice((-1.0, 1.0), size=(_DRAWS // 10, len(discordant)))
         extreme += int((np.abs(signs @ discordant) >= abs(observed) - 1e-9).sum())
     return float(difference.mean()), (extreme + 1) / (_DRAWS + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted for being several, by Holm's step-down method.
+
+    Of those below 0.05, all are true differences with a probability of 95 % at least, whatever the
+    dependence between the tests. Source: Holm, Scandinavian Journal of Statistics 6 (1979) 65-70.
+    """
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def majority_level(answers: Sequence[int]) -> float:

@@ -70,6 +70,22 @@ def test_seeds_are_averaged() -> None:
     frame = table(records, ["arc-e"])
     assert value(frame, "lora", "arc-e", "accuracy") == pytest.approx(62.5)
     assert set(frame[frame["metric"] == "accuracy"]["seed"]) == {"1,3"}
+    # 75 and 50 %.
+    assert value(frame, "lora", "arc-e", "accuracy_seed_std") == pytest.approx(25 / 2**0.5)
+
+
+def test_p_values_are_adjusted_for_all_tests_of_a_model() -> None:
+    answers = [0, 1] * 30
+    better = [1 - a for a in answers[:12]] + answers[12:]
+    records = [
+        make_record(make_spec(method, task), answers, predictions)
+        for method, predictions in (("lora", better), ("dora", answers), ("mixlora", better))
+        for task in ("arc-e", "piqa")
+    ]
+    frame = table(records, ["arc-e", "piqa"])
+    for task in ("arc-e", "piqa"):
+        raw = value(frame, "dora", task, "accuracy_minus_lora_p")
+        assert value(frame, "dora", task, "accuracy_minus_lora_p_holm") == pytest.approx(4 * raw)
 
 
 def test_average_needs_every_task_asked_for() -> None:

@@ -57,6 +57,30 @@ def test_numbers_dashes_and_marks() -> None:
     assert row(against, "MixLoRA") == ["**+50.0 (<0.001)**", "-"]
 
 
+def test_bold_only_after_correction_for_all_tests() -> None:
+    """6 of 6 discordant examples: p is 0.03, and 0.06 as one of two tests."""
+    lora = [*[1 - a for a in ANSWERS[:6]], *ANSWERS[6:]]
+    records = [make_record(make_spec("lora", task), ANSWERS, lora) for task in ("arc-e", "boolq")]
+    one = [*records[:1], make_record(make_spec("mixlora", "arc-e"), ANSWERS, ANSWERS)]
+    two = [*records, one[1], make_record(make_spec("mixlora", "boolq"), ANSWERS, lora)]
+    for found, bold in ((one, True), (two, False)):
+        markdown = rendered(found).markdown
+        cell = row(markdown[markdown.index("points above LoRA") :], "MixLoRA")[0]
+        assert cell.strip("*").startswith("+5.0 (0.03")
+        assert cell.startswith("**") == bold
+
+
+def test_spread_over_seeds_is_printed() -> None:
+    request = make_request(tasks=["arc-e"], methods=["lora"], seeds=[0, 1])
+    records = [
+        make_record(make_spec("lora", seed=seed), ANSWERS, predictions)
+        for seed, predictions in ((0, ANSWERS), (1, [1 - a for a in ANSWERS]))
+    ]
+    markdown = rendered(records, request).markdown
+    assert row(markdown, "LoRA")[2] == "50.0 ± 0.0 (s 70.7)"
+    assert "s: standard deviation" in markdown
+
+
 def test_the_papers_other_models_stand_apart() -> None:
     markdown = rendered([make_record(make_spec("lora"), ANSWERS, ANSWERS)]).markdown
     block = markdown[markdown.index("## Reported by the paper for other models") :]

@@ -8,7 +8,14 @@ import random
 import numpy as np
 import pytest
 
-from results.stats import is_collapsed, majority_level, mean_and_stderr, paired_test
+from results.stats import (
+    holm,
+    is_collapsed,
+    majority_level,
+    mean_and_stderr,
+    paired_test,
+    seed_std,
+)
 
 
 def exact_mcnemar(won: int, lost: int) -> float:
@@ -78,3 +85,25 @@ def test_majority_and_collapse() -> None:
     assert majority_level([0, 1, 1, 2, 1]) == pytest.approx(0.6)
     assert is_collapsed([1] * 98 + [0, 2])
     assert not is_collapsed([1] * 97 + [0, 2, 0])
+
+
+def test_holm_by_hand_and_by_definition() -> None:
+    # The example of four tests: 0.01 x 4, 0.02 x 3, then at least what came before.
+    assert holm([0.02, 0.01, 0.9, 0.03]) == pytest.approx([0.06, 0.04, 0.9, 0.06])
+    assert holm([]) == []
+    generator = np.random.default_rng(1)
+    for _ in range(50):
+        values = generator.random(7) ** 3
+        adjusted = holm(list(values))
+        for level in (0.01, 0.05, 0.3):
+            # Rejected, one after the other from the smallest, until one is not.
+            rejected = 0
+            for rank, value in enumerate(sorted(values)):
+                if value > level / (7 - rank):
+                    break
+                rejected += 1
+            assert sum(p <= level for p in adjusted) == rejected
+
+
+def test_spread_over_seeds() -> None:
+    assert seed_std([[True, True], [True, False], [False, False]]) == pytest.approx(0.5)
