@@ -102,7 +102,7 @@ def _aux_loss(
         own = arguments if packing is None else _rows_of(packing, adapter_name, arguments)
         # Layers may live on several devices.
         device = logits[0].device
-        mask = _token_mask(own.get("attention_mask"), len(logits[0]))
+        mask = token_mask(own.get("attention_mask"), len(logits[0]))
         if mask is not None:
             mask = mask.to(device).repeat(len(logits))
         loss = load_balancing_loss(
@@ -134,7 +134,7 @@ def _rows_of(packing: Packing, adapter_name: str, arguments: dict[str, Any]) -> 
     return own | {"num_items_in_batch": num_items}
 
 
-def _token_mask(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:
+def token_mask(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:
     """(num_tokens,) bool from a (B, past + S) mask; None when every token counts."""
     if attention_mask is None:
         return None

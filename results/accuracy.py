@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .executor import Outcome, execute, stored
 from .inputs import InputLoader
 from .methods import BASE, METHOD_TITLES
 from .presets import PRESETS, get_preset
-from .records import RecordStore
+from .records import RecordStore, RunRecord
 from .render import render
 from .rendered import Rendered
 from .request import FORWARDS, Request, chosen, name_list, number_list
@@ -73,6 +73,7 @@ class AccuracyTable:
         main: Name of the setting that the others are compared with.
         methods: Those that the paper's tables have, and the untuned base.
         tasks: Those that the paper's tables have.
+        finish: What is to be shown beside the accuracies, from the records by setting.
     """
 
     name: str
@@ -82,6 +83,7 @@ class AccuracyTable:
     main: str
     methods: tuple[str, ...] = tuple(METHOD_TITLES)
     tasks: tuple[str, ...] = TASK_NAMES
+    finish: Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered] | None = None
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Models, methods, tasks, data and how they are run."""
@@ -233,7 +235,8 @@ class AccuracyPlan:
         }
         table, tasks = self.table, self.request.tasks
         frame = compare(records, table.main, table.paper_tables, tasks, table.tasks)
-        return render(table, self.request, outcome, frame)
+        rendered = render(table, self.request, outcome, frame)
+        return rendered if table.finish is None else table.finish(rendered, records)
 
 
 def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:

@@ -67,6 +67,11 @@ def load_reported(table: str) -> pd.DataFrame:
     return frame.assign(source="reported", stderr=None, n=None, seed="")[LONG_COLUMNS]
 
 
+def place_of(table: str) -> str:
+    """What a name in reported.csv's table column stands for: "Table 8", "Figure 5", "abstract"."""
+    return f"Table {table}" if table.isdigit() else table.replace("fig", "Figure ")
+
+
 def metrics_of(scoring: str) -> tuple[str, ...]:
     """The accuracies a scoring gives, by their names in the long form."""
     return ("accuracy",) if scoring == "label" else ("acc", "acc_norm")

@@ -1,11 +1,15 @@
-"""Draws lines with a spread over a logarithmic axis, as SVG and PNG."""
+"""Draws lines with a spread over a logarithmic axis, as SVG and PNG; the style of all figures."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: Okabe and Ito's palette, told apart with any colour vision, and a marker for each colour.
 _STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"))
@@ -53,17 +57,13 @@ def draw(title: str, x_label: str, panels: Sequence[Panel]) -> dict[str, bytes]:
         Format ("svg", "png") -> the file's content; the same input gives the same bytes.
     """
     # Here, because no other part of a table needs it.
-    import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
     labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
     styles = dict(zip(labels, _STYLES, strict=False))
     handles: dict[str, Any] = {}
-    images = {}
-    # Without a salt of its own every SVG has other ids; its text stays text, to be found and read.
-    style: dict[Any, Any] = {"svg.hashsalt": "mixlora", "svg.fonttype": "none", "font.size": 9}
-    with matplotlib.rc_context(style):
+    with style():
         figure = Figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
         figure.suptitle(title)
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -87,9 +87,24 @@ def draw(title: str, x_label: str, panels: Sequence[Panel]) -> dict[str, bytes]:
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
             axes.grid(alpha=0.25)
         figure.legend(handles.values(), labels, loc="outside lower center", ncols=len(labels))
-        for kind in ("svg", "png"):
-            buffer = io.BytesIO()
-            metadata = {"Date": None} if kind == "svg" else {"Software": None}
-            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
-            images[kind] = buffer.getvalue()
+        return images_of(figure)
+
+
+def style() -> AbstractContextManager[None]:
+    """While this lasts, figures are drawn as all of the project's are."""
+    import matplotlib
+
+    # Without a salt of its own every SVG has other ids; its text stays text, to be found and read.
+    settings: dict[Any, Any] = {"svg.hashsalt": "mixlora", "svg.fonttype": "none", "font.size": 9}
+    return matplotlib.rc_context(settings)
+
+
+def images_of(figure: Figure) -> dict[str, bytes]:
+    """Format ("svg", "png") -> the file's content, without a date; inside `style`."""
+    images = {}
+    for kind in ("svg", "png"):
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        images[kind] = buffer.getvalue()
     return images

@@ -29,6 +29,8 @@ class TaskResult:
         num_options: Options of each row.
         truncated: Rows whose prompt was cut to the cutoff.
         rows: Hash of the scored rows' content; None in records from before there was one.
+        expert_load: Per layer, tokens that went to each expert while the rows were scored; None
+            where that was not counted.
     """
 
     ids: list[str]
@@ -38,6 +40,7 @@ class TaskResult:
     num_options: list[int]
     truncated: int
     rows: str | None = None
+    expert_load: list[list[int]] | None = None
 
     def chosen(self, metric: str) -> list[int]:
         """The predictions that "accuracy", "acc" or "acc_norm" counts.
@@ -67,7 +70,8 @@ class RunRecord:
         base_parameters: Parameters of the frozen model.
         tasks: Task name -> its per-example outcome.
         training: Rows, steps, mean loss of the first and last tenth of the steps, truncated rows;
-            empty for the base.
+            where experts were counted "expert_load", a list of {"step", "counts"}, the counts as in
+            `TaskResult` and since the step before; empty for the base.
         seconds: Wall time of loading, training and scoring.
         provenance: Commit, versions, hardware, time (see provenance.py), data and weights.
     """

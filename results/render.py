@@ -17,6 +17,7 @@ from .compare import (
     REPORTED_MAJORITY,
     REPORTED_TOLERANCE,
     metrics_of,
+    place_of,
 )
 from .executor import Outcome
 from .methods import BASE, METHOD_TITLES
@@ -53,9 +54,8 @@ def render(
     """
     provenance = _provenance(asked, request, outcome)
     grid = _Grid(frame, asked, request)
-    numbers = " and ".join(asked.paper_tables)
-    tables = f"Table {numbers}" if len(asked.paper_tables) == 1 else f"Tables {numbers}"
-    parts = [f"# {asked.title} ({tables} of arXiv 2404.15159)"]
+    places = " and ".join(map(place_of, asked.paper_tables))
+    parts = [f"# {asked.title} ({places} of arXiv 2404.15159)"]
     for model in request.models:
         parts += _measured_block(grid, model)
     parts += _reported_block(grid)
@@ -240,6 +240,8 @@ def _reported_block(grid: _Grid) -> list[str]:
                 params = number(grid.value("reported", *place, "", "params"))
                 cells = [_reported_cell(grid, *place, task) for task in columns]
                 rows.append([model, line.title, params, *cells])
+    if not rows:
+        return []
     titles = [get_task(name).title for name in grid.request.tasks]
     return [
         "## Reported by the paper for other models (not measured here, not comparable)",

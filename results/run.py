@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from mixlora import ExpertLoad
 from mixlora.ffn import get_family
 from tasks.base import Scoring
 from tasks.data import fingerprint
@@ -111,7 +113,7 @@ def run_pack(
             cast(PeftModel, model).set_adapter(name)
             trainable, _ = count_parameters(model)
         tasks = {
-            task: _score(model, tokenizer, rows, spec.scoring, report)
+            task: _score(model, tokenizer, rows, spec, name, report)
             for task, rows in inputs.evaluation.items()
         }
         clock.lap("score")
@@ -149,18 +151,33 @@ def _train(
         ]
         sets[name] = TrainingSet(rows, spec.seed)
     cast(PeftModel, model).set_requires_grad(list(sets))
-    return fine_tune(
-        model,
-        sets,
-        first.train,
-        tokenizer.pad_token_id,
-        lambda step, steps: report(f"step {step}/{steps}"),
-        checkpointing,
-    )
+    loads: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
+
+    def on_step(step: int, steps: int) -> None:
+        report(f"step {step}/{steps}")
+        # Ten times over the training, and at its end.
+        if load is not None and (step % max(1, steps // 10) == 0 or step == steps):
+            for name, counts in load.take().items():
+                loads[name].append({"step": step, "counts": counts.tolist()})
+
+    with _counting(model, first) as load:
+        facts = fine_tune(model, sets, first.train, tokenizer.pad_token_id, on_step, checkpointing)
+    if load is None:
+        return facts
+    return {name: own | {"expert_load": loads[name]} for name, own in facts.items()}
+
+
+def _counting(model: nn.Module, spec: RunSpec) -> AbstractContextManager[ExpertLoad | None]:
+    return ExpertLoad(model) if spec.expert_load else nullcontext()
 
 
 def _score(
-    model: nn.Module, tokenizer: Any, rows: EvalSet, scoring: str, report: Callable[[str], None]
+    model: nn.Module,
+    tokenizer: Any,
+    rows: EvalSet,
+    spec: RunSpec,
+    adapter_name: str,
+    report: Callable[[str], None],
 ) -> TaskResult:
     done, total = 0, len(rows.prompts)
 
@@ -169,11 +186,16 @@ def _score(
         done += number
         report(f"scored {done}/{total}")
 
-    predictions = score(model, tokenizer, rows.prompts, cast(Scoring, scoring), progress=count)
-    return _task_result(rows, predictions)
+    scoring = cast(Scoring, spec.scoring)
+    with _counting(model, spec) as load:
+        predictions = score(model, tokenizer, rows.prompts, scoring, progress=count)
+    counts = None if load is None else load.counts[adapter_name].tolist()
+    return _task_result(rows, predictions, counts)
 
 
-def _task_result(rows: EvalSet, predictions: list[Prediction]) -> TaskResult:
+def _task_result(
+    rows: EvalSet, predictions: list[Prediction], expert_load: list[list[int]] | None
+) -> TaskResult:
     normalised = [p.label_norm for p in predictions if p.label_norm is not None]
     return TaskResult(
         ids=[example.id for example in rows.examples],
@@ -183,6 +205,7 @@ def _task_result(rows: EvalSet, predictions: list[Prediction]) -> TaskResult:
         num_options=[len(example.options) for example in rows.examples],
         truncated=sum(prediction.truncated for prediction in predictions),
         rows=fingerprint(rows.examples),
+        expert_load=expert_load,
     )
 
 

@@ -59,6 +59,7 @@ class RunSpec:
         device: Kind of device: "cpu", "cuda" or "mps".
         adapter: The method's own settings, sorted (name, value) pairs.
         train: How it is tuned; None for the base.
+        expert_load: Whether the experts that tokens go to are counted as well.
         packed_with: Titles of the cells it is trained together with, on which rounding and dropout
             masks depend.
     """
@@ -76,6 +77,7 @@ class RunSpec:
     device: str
     adapter: tuple[tuple[str, Any], ...]
     train: TrainSettings | None
+    expert_load: bool = False
     packed_with: tuple[str, ...] = ()
 
     @property
@@ -84,9 +86,10 @@ class RunSpec:
         return f"{self.model} {self.method} {'+'.join(self.eval_tasks)} seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; without packed_with where it is empty, as it was before packs."""
+        """Plain JSON types; without what came later where it is empty, so that ids stay."""
         data = json.loads(json.dumps(dataclasses.asdict(self)))
-        return data if self.packed_with else {k: v for k, v in data.items() if k != "packed_with"}
+        later = ("expert_load", "packed_with")
+        return {name: value for name, value in data.items() if value or name not in later}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunSpec:

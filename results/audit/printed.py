@@ -10,7 +10,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from results.compare import REPORTED_CSV
+from results.compare import REPORTED_CSV, place_of
 
 #: (table, model, method, setting, task, metric), as in reported.csv.
 Key = tuple[str, str, str, str, str, str]
@@ -38,8 +38,7 @@ class Printed:
     def where(self) -> str:
         """Location for people: table and what names the cell there."""
         table, *rest = self.key
-        place = f"Table {table}" if table.isdigit() else table.replace("fig", "Figure ")
-        return ", ".join([place, *(part for part in rest if part)])
+        return ", ".join([place_of(table), *(part for part in rest if part)])
 
     @property
     def value(self) -> float:
