@@ -1,7 +1,8 @@
 """The fused forward's middle step, one expert's tokens at a time; LoRA experts only.
 
-Each expert's rows are gathered, adapted, activated and added into the mixed activation while they
-are in cache, by operations that write in place, and nothing of it is kept. The backward pass walks
+Each expert's rows, or on a CPU blocks of them, are gathered, adapted, activated and added into the
+mixed activation while they are in cache, by operations that write in place, and nothing of it is
+kept. The backward pass walks
 over the experts again, computes their rows anew from what LoRA would keep as well (the outputs of
 the frozen projections and rank-wide rows), and leaves to autograd the activation alone.
 
@@ -19,6 +20,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .dispatch import Dispatch, FrozenFfn, Mixture
+
+#: Numbers in a block's largest tensor on a CPU, where a dozen of these are alive at once: 2 MB in
+#: float32, so that they are near and small beside what is kept. Elsewhere an expert is one block.
+MAX_BLOCK = 2**19
 
 
 def mix_by_expert(
@@ -88,18 +93,25 @@ class _Walk:
             for each, scaling in zip(reduced, self.scalings, strict=True)
         ]
 
+    def _blocks(self, projected: Tensor) -> Iterator[tuple[int, slice]]:
+        """(expert, some of its rows), none of them empty."""
+        size = len(self.plan.token)
+        if projected.device.type == "cpu":
+            size = max(1, MAX_BLOCK // projected.shape[1])
+        for expert, rows in self.plan.groups():
+            for start in range(rows.start, rows.stop, size):
+                yield expert, slice(start, min(start + size, rows.stop))
+
     def visit(
         self,
         projected: Sequence[Tensor],
         rank_rows: Sequence[Tensor | None],
         lora_B: Sequence[Tensor | None],
     ) -> Iterator[tuple[int, slice, Tensor, list[Tensor]]]:
-        """(expert, its rows, their tokens, their adapted input projections (n, O) in the base's
-        dtype) of every expert that has tokens.
+        """(expert, rows of its, their tokens, their adapted input projections (n, O) in the base's
+        dtype), until every row of every expert was there once.
         """
-        for expert, rows in self.plan.groups():
-            if rows.start == rows.stop:
-                continue
+        for expert, rows in self._blocks(projected[0]):
             token = self.plan.token[rows]
             adapted = []
             for base, low, B in zip(projected, rank_rows, lora_B, strict=True):
@@ -161,33 +173,37 @@ class _MixByExpert(torch.autograd.Function):
             rank = lora_A.shape[1]
             d_low = d_spread.view(-1, rank).index_select(0, slots).mul_(ctx.scaling)
             weighted_d_low = d_low * weight.unsqueeze(1)
+
+        def add_block(expert: int, rows: slice, token: Tensor, leaves: list[Tensor]) -> None:
+            """A function of its own, so that a block's tensors are let go before the next."""
+            with torch.enable_grad():
+                hidden = walk.ffn.hidden([each.requires_grad_() for each in leaves])
+            value = hidden.detach()
+            d_hidden = d_mixed.index_select(0, token)  # of what was weighted
+            if lora_A is not None:
+                seen, d_seen = value.to(lora_A.dtype), d_low[rows] @ lora_A[expert]
+                if kept is not None:
+                    own = kept.index_select(0, token)
+                    seen = seen * own
+                    d_seen *= own
+                d_A[expert].addmm_(weighted_d_low[rows].T, seen)
+                d_hidden += d_seen
+            d_weight[rows] = (d_hidden * value).sum(dim=1)
+            d_hidden *= weight[rows].unsqueeze(1)
+            gradients = torch.autograd.grad(hidden, leaves, d_hidden.to(hidden.dtype))
+            for index, gradient in enumerate(gradients):
+                d_projected[index].index_add_(0, token, gradient.to(weight.dtype))
+                B, x = lora_B[index], rank_rows[index]
+                if B is not None and x is not None:
+                    gradient = gradient.to(B.dtype)
+                    d_B[index][expert].addmm_(x[rows].to(B.dtype).T, gradient)
+                    d_rank_rows[index][rows] = gradient @ B[expert].T
+
         with torch.autocast(weight.device.type, enabled=False):
             rank_rows = walk.rank_rows(reduced, slots)
             d_rank_rows = [_zeros_like(each) for each in rank_rows]
-            for expert, rows, token, adapted in walk.visit(projected, rank_rows, lora_B):
-                with torch.enable_grad():
-                    leaves = [each.requires_grad_() for each in adapted]
-                    hidden = walk.ffn.hidden(leaves)
-                value = hidden.detach()
-                d_hidden = d_mixed.index_select(0, token)  # of what was weighted
-                if lora_A is not None:
-                    seen, d_seen = value.to(lora_A.dtype), d_low[rows] @ lora_A[expert]
-                    if kept is not None:
-                        own = kept.index_select(0, token)
-                        seen = seen * own
-                        d_seen *= own
-                    torch.mm(weighted_d_low[rows].T, seen, out=d_A[expert])
-                    d_hidden += d_seen
-                d_weight[rows] = (d_hidden * value).sum(dim=1)
-                d_hidden *= weight[rows].unsqueeze(1)
-                gradients = torch.autograd.grad(hidden, leaves, d_hidden.to(hidden.dtype))
-                for index, gradient in enumerate(gradients):
-                    d_projected[index].index_add_(0, token, gradient.to(weight.dtype))
-                    B, x = lora_B[index], rank_rows[index]
-                    if B is not None and x is not None:
-                        gradient = gradient.to(B.dtype)
-                        torch.mm(x[rows].to(B.dtype).T, gradient, out=d_B[index][expert])
-                        d_rank_rows[index][rows] = gradient @ B[expert].T
+            for block in walk.visit(projected, rank_rows, lora_B):
+                add_block(*block)
         d_reduced = [
             None
             if d_rows is None

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import mixlora.by_expert
 import mixlora.fused
 from mixlora.dispatch import _kept
 from mixlora.layer import MixLoraFfn
@@ -73,11 +74,15 @@ def reference_gradients(
     return output.detach(), {"input": inputs.grad} | grads  # type: ignore[dict-item]
 
 
-@pytest.fixture(params=["by expert", "masked"], autouse=True)
+@pytest.fixture(params=["by expert", "by block", "masked"], autouse=True)
 def middle_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both computations of the fused forward at every size; DoRA has the masked one only."""
-    fewest = 0 if request.param == "by expert" else 10**9
+    """Both computations of the fused forward at every size, and blocks of two rows (one, where an
+    input projection has the width of two); DoRA has the masked one only.
+    """
+    fewest = 10**9 if request.param == "masked" else 0
     monkeypatch.setattr(mixlora.fused, "MIN_PAIRS_PER_EXPERT", fewest)
+    if request.param == "by block":
+        monkeypatch.setattr(mixlora.by_expert, "MAX_BLOCK", 2 * 29)
     return request.param
 
 
