@@ -186,14 +186,14 @@ class AccuracyPlan:
         from .parameters import count_cell
 
         lines = [
-            f"{'model':<14}{'method':<9}{'tasks':<12}{'seed':>4}{'trainable':>14}{'frozen':>16}"
+            f"{'model':<14}{'method':<9}{'tasks':<12}{'seed':>4}{'trainable':>14}{'frozen':>16}  settings"
         ]
         for spec in self.cells:
             trainable, frozen = count_cell(spec)
             tasks = "+".join(spec.eval_tasks)
             lines.append(
-                f"{spec.model:<14}{spec.method:<9}{tasks:<12}{spec.seed:>4}{trainable:>14,}"
-                f"{frozen:>16,}"
+                f"{spec.model:<14}{spec.method:<9}{tasks:<12} {spec.seed:>3}{trainable:>14,}"
+                f"{frozen:>16,}  {spec.varied}".rstrip()
             )
         return [*lines, f"{len(self.cells)} cells"]
 

@@ -81,9 +81,18 @@ class RunSpec:
     packed_with: tuple[str, ...] = ()
 
     @property
+    def varied(self) -> str:
+        """The settings of a mixture that tables vary, "r 16 a 0.001"; "" for other methods."""
+        settings = dict(self.adapter)
+        if "num_experts" not in settings:
+            return ""
+        return f"r {settings['r']} a {settings['router_aux_loss_coef']:g}"
+
+    @property
     def title(self) -> str:
         """Short text for progress and messages."""
-        return f"{self.model} {self.method} {'+'.join(self.eval_tasks)} seed {self.seed}"
+        method = f"{self.method} {self.varied}".rstrip()
+        return f"{self.model} {method} {'+'.join(self.eval_tasks)} seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; without what came later where it is empty, so that ids stay."""

@@ -104,7 +104,8 @@ def test_paper_lists_its_128_cells_without_weights() -> None:
     assert lines[-1] == "128 cells"
     cells = [tuple(line.split()[:3]) for line in lines[1:-1]]
     assert len(cells) == len(set(cells)) == 128
-    assert "llama2-7b     mixlora  piqa           0   203,423,744   6,738,415,616" in lines
+    ours = "llama2-7b     mixlora  piqa           0   203,423,744   6,738,415,616  r 16 a 0.001"
+    assert ours in lines
 
 
 def test_a_missing_column_names_file_row_and_column(

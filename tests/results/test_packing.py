@@ -44,11 +44,11 @@ def test_packs_are_of_compatible_cells() -> None:
     assert titles(make_packs(cells, 2)) == [
         ["tiny base arc-e seed 0"],
         ["tiny lora arc-e seed 0"],
-        ["tiny mixlora arc-e seed 0", "tiny mixlora piqa seed 0"],
-        ["tiny mixdora arc-e seed 0"],
+        ["tiny mixlora r 4 a 0.001 arc-e seed 0", "tiny mixlora r 4 a 0.001 piqa seed 0"],
+        ["tiny mixdora r 4 a 0.001 arc-e seed 0"],
         ["tiny lora piqa seed 0"],
-        ["tiny mixlora obqa seed 0"],
-        ["tiny mixlora siqa seed 1"],
+        ["tiny mixlora r 4 a 0.001 obqa seed 0"],
+        ["tiny mixlora r 4 a 0.001 siqa seed 1"],
     ]
     (first, second) = make_packs(cells, 2)[2]
     assert first.packed_with == (second.title,)
