@@ -186,7 +186,8 @@ class AccuracyPlan:
         from .parameters import count_cell
 
         lines = [
-            f"{'model':<14}{'method':<9}{'tasks':<12}{'seed':>4}{'trainable':>14}{'frozen':>16}  settings"
+            f"{'model':<14}{'method':<9}{'tasks':<12}{'seed':>4}{'trainable':>14}{'frozen':>16}"
+            "  settings"
         ]
         for spec in self.cells:
             trainable, frozen = count_cell(spec)
