@@ -63,9 +63,12 @@ def test_one_graph_with_inductor() -> None:
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("layout", ["gated", "plain", "gate_up"])
-def test_a_block_in_one_graph(layout: str, use_dora: bool) -> None:
-    block = make_block(make_mlp(layout), use_dora=use_dora)
-    tokens, weights = torch.randn(2, 17, 13, dtype=torch.float64)
+@pytest.mark.parametrize(("num_tokens", "num_experts"), [(17, 5), (2, 37)])
+def test_a_block_in_one_graph(
+    num_tokens: int, num_experts: int, layout: str, use_dora: bool
+) -> None:
+    block = make_block(make_mlp(layout), use_dora=use_dora, num_experts=num_experts)
+    tokens, weights = torch.randn(2, num_tokens, 13, dtype=torch.float64)
     expected = gradients(block, tokens, weights)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     block.zero_grad()
@@ -77,6 +80,21 @@ def test_a_block_in_one_graph(layout: str, use_dora: bool) -> None:
     for name, parameter in block.named_parameters():
         if parameter.requires_grad and parameter.grad is not None:
             assert relative_error(parameter.grad, expected[1][name]) < 1e-10, name
+
+
+def test_dropout_in_one_graph() -> None:
+    """Compiled code draws masks in another way: they hide as many units, other ones each time."""
+    torch.manual_seed(8)
+    block = make_block(make_mlp("gated"), lora_dropout=0.5, target_modules=["down_proj"]).train()
+    compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+    tokens = torch.randn(4, 13, dtype=torch.float64)
+    with torch.no_grad():
+        outputs = torch.stack([compiled(tokens) for _ in range(400)])
+        expected = block.eval()(tokens)
+    error = outputs.std(dim=0) / 400**0.5
+    assert (outputs.std(dim=0) > 0).all()
+    # Dropout of the down projection's input leaves the mean as it is.
+    assert ((outputs.mean(dim=0) - expected).abs() < 4.5 * error).all()
 
 
 @pytest.mark.parametrize("num_tokens", [2, 64], ids=["masked", "by expert"])
