@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: What is left of a method without its DoRA magnitudes.
+_WITHOUT_MAGNITUDES = {"dora": "lora", "mixdora": "mixlora"}
+
+
 def count_cell(spec: RunSpec) -> tuple[int, int]:
     """(trainable, frozen) parameters of a cell's model and method."""
     return _count(spec.model, spec.method, spec.adapter)
@@ -32,8 +36,15 @@ def count_paper(model: str, method: str, rank: int) -> tuple[int, int]:
     return _count(model, method, tuple(sorted(adapter.items())))
 
 
+def count_magnitudes(model: str, method: str, rank: int) -> int:
+    """Of `count_paper`'s trainable parameters, those that are DoRA magnitudes."""
+    plain = _WITHOUT_MAGNITUDES.get(method, method)
+    return count_paper(model, method, rank)[0] - count_paper(model, plain, rank)[0]
+
+
 def paper_percent(model: str, method: str, rank: int) -> float:
-    """A "# Params" cell: trainable parameters in percent of the model's nominal size.
+    """A "# Params" cell: parameters in percent of the model's nominal size, DoRA's magnitudes left
+    out, which the paper does not count (and the released code does not train).
 
     Raises:
         ValueError: The model is not one of the paper's.
@@ -41,7 +52,8 @@ def paper_percent(model: str, method: str, rank: int) -> float:
     nominal = SHAPES[model].nominal_parameters
     if nominal is None:
         raise ValueError(f"model is {model}: expected one of the paper's, with a nominal size")
-    return 100 * count_paper(model, method, rank)[0] / nominal
+    trainable, _ = count_paper(model, method, rank)
+    return 100 * (trainable - count_magnitudes(model, method, rank)) / nominal
 
 
 @cache

@@ -82,3 +82,7 @@ def test_the_table_has_every_printed_cell(
     own = frame[(frame["model"] == "llama2-7b") & (frame["method"] == "mixlora")]
     assert set(own[own["rank"] == 16]["trainable_parameters"]) == {32 * layer}
     assert set(own["true_parameters"]) == {6_738_415_616}
+    # MixDoRA's magnitudes: one per output of every expert's projection, and of attention's.
+    magnitudes = 32 * (4 * 4096 + 8 * (2 * 11008 + 4096))
+    other = frame[(frame["model"] == "llama2-7b") & (frame["method"] == "mixdora")]
+    assert set(other[other["rank"] == 16]["trainable_parameters"]) == {32 * layer + magnitudes}
