@@ -39,7 +39,14 @@ def draw_heat_maps(title: str, maps: Sequence[HeatMap]) -> dict[str, bytes]:
         for column, each in enumerate(maps):
             upper, lower = axes[0][column], axes[1][column]
             # Cividis is read alike with any colour vision, and in grey.
-            image = upper.imshow(each.shares, cmap="cividis", vmin=0, vmax=largest, aspect="auto")
+            image = upper.imshow(
+                each.shares,
+                cmap="cividis",
+                vmin=0,
+                vmax=largest,
+                aspect="auto",
+                extent=(-0.5, experts - 0.5, len(each.shares) + 0.5, 0.5),  # layers from 1
+            )
             upper.set_title(each.title, fontsize=9)
             upper.yaxis.set_major_locator(MaxNLocator(integer=True))
             means = [sum(row[e] for row in each.shares) / len(each.shares) for e in range(experts)]
