@@ -230,9 +230,10 @@ def _average_rows(rows: list[_Row], tasks: Sequence[str], average: str) -> list[
         if set(by_task) != set(tasks):
             continue
         chosen = list(by_task.values())
-        errors = [row.get("stderr") for row in chosen]
+        errors = [row["stderr"] for row in chosen if row.get("stderr") is not None]
         # The tasks' examples are independent, so variances add.
-        stderr = None if None in errors else sum(e**2 for e in errors) ** 0.5 / len(errors)
+        all_known = len(errors) == len(chosen)
+        stderr = sum(e**2 for e in errors) ** 0.5 / len(errors) if all_known else None
         means.append(
             {
                 "model": model,
