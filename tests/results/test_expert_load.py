@@ -13,9 +13,10 @@ from reproduce import parse_arguments
 from results.accuracy import AccuracyPlan
 from results.executor import Outcome
 from results.expert_load import layer_std, load_std, shares, specialisation
-from results.records import RunRecord, TaskResult
-from results.spec import Fingerprints, RunSpec
+from results.records import RunRecord
+from results.spec import RunSpec
 
+from .builders import make_record
 from .test_render import row
 
 TASKS = ("arc-e", "arc-c", "boolq", "obqa", "piqa")
@@ -59,26 +60,12 @@ def test_specialisation_by_hand() -> None:
     assert specialisation(twice) == pytest.approx(expected / 2)
 
 
-def make_record(spec: RunSpec, load: list[list[int]]) -> RunRecord:
-    task = TaskResult(["r0", "r1"], [0, 1], [0, 0], [0, 1], [4, 4], 0, "rows", load)
-    return RunRecord(
-        spec=spec,
-        fingerprints=Fingerprints("train", "eval", "model", "prompts"),
-        trainable_parameters=10,
-        base_parameters=100,
-        tasks=dict.fromkeys(TASKS, task),
-        training={"rows": 7, "expert_load": [{"step": 4, "counts": load}]},
-        seconds={"score": 1.0},
-        provenance={
-            "finished": "2026-01-01T00:00:00+00:00",
-            "commit": "abc",
-            "python": "3.11",
-            "versions": {"torch": "2"},
-            "hardware": {"device": "cpu"},
-            "data": "bundled",
-            "weights": "tiny",
-        },
-    )
+def counted(spec: RunSpec, load: list[list[int]]) -> RunRecord:
+    """A record whose tasks, and training, were counted like this."""
+    record = make_record(spec, [0, 1], [0, 0], [0, 1])
+    task = dataclasses.replace(record.tasks[TASKS[0]], expert_load=load)
+    training = record.training | {"expert_load": [{"step": 4, "counts": load}]}
+    return dataclasses.replace(record, tasks=dict.fromkeys(TASKS, task), training=training)
 
 
 def test_cells_count_and_are_others_than_those_that_do_not() -> None:
@@ -95,8 +82,8 @@ def test_the_table_and_its_pictures(tmp_path: Path) -> None:
     plan = make_plan("--render-only", "--methods", "mixlora")
     with_loss, without = plan.cells
     records = {
-        with_loss: make_record(with_loss, [[2, 2, 2, 2]] * 3),
-        without: make_record(without, [[4, 4, 0, 0]] * 3),
+        with_loss: counted(with_loss, [[2, 2, 2, 2]] * 3),
+        without: counted(without, [[4, 4, 0, 0]] * 3),
     }
     rendered = plan._render(Outcome(records=records))
     text = rendered.markdown
