@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ class Line:
 
     Attributes:
         label: For the legend.
-        x: Positions, above 0.
+        x: Positions; above 0 on a logarithmic axis.
         y: Values.
         low, high: Bounds of the shaded spread, as long as y; equal to it where there is none.
     """
@@ -50,8 +50,20 @@ class Panel:
     reference: float | None = None
 
 
-def draw(title: str, x_label: str, panels: Sequence[Panel]) -> dict[str, bytes]:
+def draw(
+    title: str,
+    x_label: str,
+    panels: Sequence[Panel],
+    tick_labels: Mapping[int, str] | None = None,
+) -> dict[str, bytes]:
     """The panels side by side over the same x.
+
+    Args:
+        title: Above all.
+        x_label: Of every panel's x.
+        panels: In order.
+        tick_labels: Names of the positions, at equal distances; None: x are numbers, on a
+            logarithmic axis.
 
     Returns:
         Format ("svg", "png") -> the file's content; the same input gives the same bytes.
@@ -72,9 +84,13 @@ def draw(title: str, x_label: str, panels: Sequence[Panel]) -> dict[str, bytes]:
                 colour, marker = styles[line.label]
                 (handles[line.label],) = axes.plot(line.x, line.y, color=colour, marker=marker)
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.25, lw=0)
-            axes.set(xscale="log", xlabel=x_label, ylabel=panel.y_label)
-            ticks = sorted({x for line in panel.lines for x in line.x})
-            axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            axes.set(xlabel=x_label, ylabel=panel.y_label)
+            if tick_labels is None:
+                axes.set_xscale("log")
+                ticks = sorted({x for line in panel.lines for x in line.x})
+                axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+            else:
+                axes.set_xticks(list(tick_labels), list(tick_labels.values()))
             axes.xaxis.set_minor_locator(NullLocator())
             if panel.reference is not None:
                 axes.axhline(panel.reference, color="0.4", linestyle="--", linewidth=0.8)

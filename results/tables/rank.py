@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from results.ablation import pictured
 from results.accuracy import AccuracyTable, Setting, single_task
 
 TABLE = AccuracyTable(
@@ -15,4 +16,5 @@ TABLE = AccuracyTable(
     main="r=16",
     methods=("mixlora", "mixdora"),
     tasks=("arc-e", "arc-c", "boolq", "obqa"),
+    finish=pictured("Accuracy by rank of the experts", "rank"),
 )

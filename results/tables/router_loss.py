@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from results.ablation import pictured
 from results.accuracy import AccuracyTable, Setting, single_task
 
 TABLE = AccuracyTable(
@@ -19,4 +20,5 @@ TABLE = AccuracyTable(
     main="router_aux_loss_coef=1e-3",
     methods=("mixlora", "mixdora"),
     tasks=("arc-e", "arc-c", "boolq", "obqa"),
+    finish=pictured("Accuracy by weight of the router's loss", "weight of the load-balancing loss"),
 )

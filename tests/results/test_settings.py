@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -163,3 +164,24 @@ def test_a_line_for_every_method_in_every_setting() -> None:
     reported = text[text.index("## Reported by the paper") :]
     assert row(reported, "llama2-7b", "LoRA, all tasks") == ["-", "61.3", "65.5"]
     assert row(reported, "gemma-2b", "MixDoRA, difference as printed") == ["-", "-5.9", "-2.5"]
+
+
+def test_an_ablation_is_drawn_measured_beside_reported(tmp_path: Path) -> None:
+    plan = make_plan(
+        "--table", "rank", "--scoring", "label", "--tasks", "arc-e", "--methods", "mixlora"
+    )
+    records = {
+        cell: make_record(cell, ANSWERS, ANSWERS[:number] + [0] * (4 - number))
+        for number, cell in enumerate(plan.cells)
+    }
+    rendered = plan._render(Outcome(records=records))
+    rendered.write(tmp_path)
+    svg = (tmp_path / "figures" / "rank.svg").read_text()
+    for text in (
+        "tiny, measured: accuracy (avg of 1), %",
+        "llama2-7b, reported: accuracy (avg), %",
+        "32",
+    ):
+        assert text in svg
+    assert rendered.figures["rank.png"].startswith(b"\x89PNG")
+    assert plan._render(Outcome()).figures.keys() == rendered.figures.keys()  # the paper's alone
