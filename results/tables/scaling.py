@@ -222,7 +222,9 @@ def _sweep_figure(request: MeasureRequest, sweep: Sweep, found: _Found) -> dict[
         Panel("relative to LoRA r = 80, %", latencies("_ratio"), reference=100),
         Panel("memory above weights, GB", [memory]),
     ]
-    if not any(line.x for panel in panels for line in panel.lines):
+    # What has no number yet has no axes either.
+    panels = [panel for panel in panels if any(line.x for line in panel.lines)]
+    if not panels:
         return {}
     return draw(f"Fused MixLoRA by {sweep.label}: {request.shape}", sweep.label, panels)
 

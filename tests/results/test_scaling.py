@@ -145,6 +145,18 @@ def test_out_of_memory_is_printed_and_figures_are_drawn(tmp_path: Path) -> None:
     assert plan.render(records).figures == rendered.figures
 
 
+def test_what_another_sweep_has_measured_alone_is_drawn_alone() -> None:
+    plan = make_plan(*RENDER, "--sweeps", "tokens")
+    records = {
+        spec: random_record(spec, seed)
+        for seed, spec in enumerate(plan.specs)
+        if spec.quantity == "memory" and spec.measured.length == 256
+    }
+    rendered = plan.render(records)
+    svg = rendered.figures["scaling-smollm2-135m-tokens.svg"].decode()
+    assert "memory above weights, GB" in svg and "latency" not in svg
+
+
 def test_nothing_measured_is_dashes_and_no_figure() -> None:
     rendered = make_plan(*RENDER).render({})
     assert rendered.rows == [] and rendered.figures == {}
