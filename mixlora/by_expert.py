@@ -2,9 +2,9 @@
 
 Each expert's rows, or on a CPU blocks of them, are gathered, adapted, activated and added into the
 mixed activation while they are in cache, by operations that write in place, and nothing of it is
-kept. The backward pass walks
-over the experts again, computes their rows anew from what LoRA would keep as well (the outputs of
-the frozen projections and rank-wide rows), and leaves to autograd the activation alone.
+kept. The backward pass walks over the experts again, computes their rows anew from what LoRA would
+keep as well (the outputs of the frozen projections and rank-wide rows), and leaves to autograd the
+activation alone.
 
 Shape legend: see dispatch.py; n rows of one expert.
 """

@@ -79,7 +79,7 @@ def _mix(
     reduced = _reduce(ffn, mixture, tokens)
     kept = mixture.kept_units(ffn.layout.down, tokens)
     arguments = (ffn, mixture, projected, reduced, kept)
-    if not _is_masked(ffn, mixture, tokens):
+    if not _is_masked(mixture, tokens):
         mixed, spread = mix_by_expert(*arguments)
     elif torch.compiler.is_compiling() or not torch.is_grad_enabled():
         mixed, spread = _mix_masked(*arguments)
@@ -92,7 +92,7 @@ def _mix(
     return mixed, None if down is None or spread is None else _times_B(spread, down)
 
 
-def _is_masked(ffn: FrozenFfn, mixture: Mixture, tokens: Tensor) -> bool:
+def _is_masked(mixture: Mixture, tokens: Tensor) -> bool:
     """Whether the masked computation is the faster one, or the only one."""
     if torch.compiler.is_compiling() or mixture.has_dora:
         return True
