@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,8 +231,13 @@ class AccuracyPlan:
         return InputLoader(source, weights, templates)
 
     def _render(self, outcome: Outcome) -> Rendered:
+        # A cell is the same one whatever others it was trained together with.
+        found = {
+            dataclasses.replace(spec, packed_with=()): record
+            for spec, record in outcome.records.items()
+        }
         records = {
-            name: [outcome.records[cell] for cell in cells if cell in outcome.records]
+            name: [found[cell] for cell in cells if cell in found]
             for name, cells in self.by_setting.items()
         }
         table, tasks = self.table, self.request.tasks

@@ -12,6 +12,7 @@ from reproduce import parse_arguments
 from results.accuracy import AccuracyPlan
 from results.compare import compare
 from results.executor import Outcome
+from results.packing import make_packs
 from results.records import RunRecord
 from results.render import render
 from results.spec import RunSpec
@@ -164,6 +165,22 @@ def test_a_line_for_every_method_in_every_setting() -> None:
     reported = text[text.index("## Reported by the paper") :]
     assert row(reported, "llama2-7b", "LoRA, all tasks") == ["-", "61.3", "65.5"]
     assert row(reported, "gemma-2b", "MixDoRA, difference as printed") == ["-", "-5.9", "-2.5"]
+
+
+def test_cells_trained_together_are_found_in_their_settings() -> None:
+    plan = make_plan(
+        "--table", "rank", "--scoring", "label", "--methods", "mixlora", "--packed", "2"
+    )
+    packs = make_packs(plan.cells, 2)
+    assert any(spec.packed_with for pack in packs for spec in pack)
+    records = {
+        spec: make_record(spec, ANSWERS, ANSWERS[:number] + [0] * (4 - number))
+        for pack in packs
+        for number, spec in enumerate(pack)
+    }
+    text = plan._render(Outcome(records=records)).markdown
+    for rank in (2, 4, 8, 16, 32):
+        assert "-" not in row(text, f"MixLoRA, r = {rank}")
 
 
 def test_an_ablation_is_drawn_measured_beside_reported(tmp_path: Path) -> None:
