@@ -25,7 +25,8 @@ def install_aux_loss(model: nn.Module) -> None:
     """Make ``outputs.loss`` of a transformers model include the auxiliary loss of all its blocks.
 
     The auxiliary loss of a batch is ``router_aux_loss_coef * load_balancing_loss`` over the logits
-    of all layers, padding left out, in training and in evaluation (as transformers' Mixtral does).
+    of all layers, padding left out (but for ``aux_loss_over_padding``), in training and in
+    evaluation (as transformers' Mixtral does).
     When the caller normalises the loss over several batches (``num_items_in_batch``, as the Trainer
     does under gradient accumulation), the batch's auxiliary loss is weighted by its share of the
     scored tokens, so that the accumulated value is their mean.
@@ -102,7 +103,9 @@ def _aux_loss(
         own = arguments if packing is None else _rows_of(packing, adapter_name, arguments)
         # Layers may live on several devices.
         device = logits[0].device
-        mask = token_mask(own.get("attention_mask"), len(logits[0]))
+        mask = None
+        if not config.aux_loss_over_padding:
+            mask = token_mask(own.get("attention_mask"), len(logits[0]))
         if mask is not None:
             mask = mask.to(device).repeat(len(logits))
         loss = load_balancing_loss(

@@ -63,6 +63,10 @@ class MixLoraConfig(PeftConfig):
     router_aux_loss_coef: float = field(
         default=0.001, metadata={"help": "Weight of the load-balancing loss in outputs.loss"}
     )
+    aux_loss_over_padding: bool = field(
+        default=False,
+        metadata={"help": "Balance the load of padding too, as the authors' first releases did"},
+    )
     router_init_std: float = field(
         default=0.02, metadata={"help": "Standard deviation of the router's init"}
     )
@@ -91,7 +95,7 @@ class MixLoraConfig(PeftConfig):
         _check_number("lora_dropout", self.lora_dropout, least=0.0, below=1.0)
         _check_number("router_aux_loss_coef", self.router_aux_loss_coef, least=0.0)
         _check_number("router_init_std", self.router_init_std, least=0.0)
-        for name in ("use_dora", "init_lora_weights"):
+        for name in ("use_dora", "aux_loss_over_padding", "init_lora_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
         if self.forward not in FORWARDS:

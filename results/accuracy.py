@@ -19,6 +19,7 @@ from .executor import Outcome, execute, stored
 from .inputs import InputLoader
 from .methods import BASE, METHOD_TITLES
 from .presets import PRESETS, get_preset
+from .quirks import PROTOCOLS, QUIRKS
 from .records import RecordStore, RunRecord
 from .render import render
 from .rendered import Rendered
@@ -42,16 +43,19 @@ class Setting:
     cells: Callable[[Request], list[RunSpec]]
 
 
-def single_task(changes: Mapping[str, Any] | None = None) -> Callable[[Request], list[RunSpec]]:
+def single_task(
+    changes: Mapping[str, Any] | None = None, quirks: Sequence[str] = ()
+) -> Callable[[Request], list[RunSpec]]:
     """One cell per model, task, method and seed, tuned and scored on that task.
 
     Args:
         changes: What differs from the preset's settings of the method.
+        quirks: Of the released code, beside the request's.
     """
 
     def cells(request: Request) -> list[RunSpec]:
         return [
-            request.cell(model, method, [task], [task], seed, changes)
+            request.cell(model, method, [task], [task], seed, changes, quirks)
             for model in request.models
             for task in request.tasks
             for method in request.methods
@@ -127,6 +131,28 @@ class AccuracyTable:
             metavar="FILE",
             help="JSON file {task: {scoring: template}} replacing our prompts",
         )
+        if len(self.settings) > 1:
+            names = ", ".join(setting.name for setting in self.settings)
+            add(
+                "--settings",
+                type=name_list,
+                metavar="NAME,...",
+                help=f"comma-separated subset of {names}; {self.main} is always there (default "
+                "all)",
+            )
+        add(
+            "--protocol",
+            default="clean",
+            help=f"{' or '.join(PROTOCOLS)}: with the quirks of the released code (default clean)",
+        )
+        add(
+            "--quirk",
+            type=name_list,
+            action="extend",
+            default=[],
+            metavar="NAME",
+            help=f"one quirk of the released code, may be given again: {', '.join(QUIRKS)}",
+        )
         add("--scoring", help=f"{' or '.join(SCORINGS)} (default: the preset's)")
         add(
             "--forward",
@@ -157,8 +183,12 @@ class AccuracyTable:
         if options.packed < 1:
             raise ValueError(f"packed is {options.packed}: expected at least 1")
         request = _request(self, options)
-        by_setting = {setting.name: setting.cells(request) for setting in self.settings}
-        return AccuracyPlan(self, request, by_setting, options)
+        known = [setting.name for setting in self.settings]
+        wanted = {*chosen("setting", getattr(options, "settings", None), known), self.main}
+        settings = tuple(setting for setting in self.settings if setting.name in wanted)
+        by_setting = {setting.name: setting.cells(request) for setting in settings}
+        table = dataclasses.replace(self, settings=settings)
+        return AccuracyPlan(table, request, by_setting, options)
 
 
 @dataclass(frozen=True)
@@ -242,7 +272,8 @@ class AccuracyPlan:
         }
         table, tasks = self.table, self.request.tasks
         frame = compare(records, table.main, table.paper_tables, tasks, table.tasks)
-        rendered = render(table, self.request, outcome, frame)
+        lines = {(cell.method, name) for name, cells in self.by_setting.items() for cell in cells}
+        rendered = render(table, self.request, lines, outcome, frame)
         return rendered if table.finish is None else table.finish(rendered, records)
 
 
@@ -264,4 +295,6 @@ def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:
         # Rendering stored records loads no torch, and takes records of any device.
         device=options.device if options.render_only else resolve_device(options.device),
         forward=options.forward,
+        protocol=options.protocol,
+        quirks=options.quirk,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +96,14 @@ class StepCollator:
     Args:
         pad_token_id: Any id; padding is masked out.
         packed: Whether the rows are of several adapters.
+        quirks: Of these `quirks.QUIRKS`, "loss-on-pad" and "pad-side" are made here.
     """
 
-    def __init__(self, pad_token_id: int, packed: bool) -> None:
+    def __init__(self, pad_token_id: int, packed: bool, quirks: Collection[str] = ()) -> None:
         self.pad_token_id = pad_token_id
         self.packed = packed
+        self.loss_on_padding = "loss-on-pad" in quirks
+        self.count_padding = "pad-side" in quirks
 
     def __call__(self, steps: Sequence[list[MicroBatch]]) -> dict[str, list[dict[str, Any]]]:
         """One step, in a sequence of length 1, to its micro-batches.
@@ -112,17 +115,22 @@ class StepCollator:
             and there is adapter_names, one a row.
         """
         (step,) = steps
+        micro_batches = [self._inputs(micro_batch) for micro_batch in step]
         num_items: dict[str, int] = {}
-        for name, row in (pair for micro_batch in step for pair in micro_batch):
-            num_items[name] = num_items.get(name, 0) + row.num_target
-        shared = {"num_items_in_batch": num_items if self.packed else sum(num_items.values())}
-        return {"micro_batches": [self._inputs(micro_batch) | shared for micro_batch in step]}
+        for micro_batch, inputs in zip(step, micro_batches, strict=True):
+            # The model predicts the label of a column in the column before it.
+            scored = (inputs["labels"][:, 1:] != _IGNORED).sum(dim=1).tolist()
+            for (name, _), number in zip(micro_batch, scored, strict=True):
+                num_items[name] = num_items.get(name, 0) + number
+        # A step whose rows have all lost their answers has a loss of 0, not 0 / 0.
+        total: Any = num_items if self.packed else max(1, sum(num_items.values()))
+        return {"micro_batches": [each | {"num_items_in_batch": total} for each in micro_batches]}
 
     def _inputs(self, micro_batch: MicroBatch) -> dict[str, Any]:
         rows = [row for _, row in micro_batch]
         longest = max(len(row.input_ids) for row in rows)
         # One more than the longest answer: the prompt's last position predicts the first token.
-        kept = 1 + max(row.num_target for row in rows)
+        kept = longest if self.loss_on_padding else 1 + max(row.num_target for row in rows)
         input_ids = torch.full((len(rows), longest), self.pad_token_id)
         attention_mask = torch.zeros(len(rows), longest, dtype=torch.long)
         labels = torch.full((len(rows), kept), _IGNORED)
@@ -130,11 +138,16 @@ class StepCollator:
             ids = torch.tensor(row.input_ids)
             input_ids[index, -len(ids) :] = ids
             attention_mask[index, -len(ids) :] = 1
-            labels[index, -row.num_target :] = ids[-row.num_target :]
+            labels[index, kept - row.num_target :] = ids[len(ids) - row.num_target :]
+            if self.loss_on_padding:
+                labels[index, : longest - len(ids)] = self.pad_token_id
+        positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        if self.count_padding:
+            positions = torch.arange(longest).expand(len(rows), -1)
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
-            "position_ids": (attention_mask.cumsum(dim=1) - 1).clamp(min=0),
+            "position_ids": positions,
             "labels": labels,
             "logits_to_keep": kept,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ from tasks.sources import Source
 
 from .spec import Fingerprints, RunSpec
 from .weights import ResolvedWeights
+
+# What the released code scores ARC over, see `quirks`.
+_ARC_LABELS = tuple(f" {label}" for label in "1234ABCDE")
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,10 @@ class InputLoader:
             task = get_task(name)
             chosen = select(self._split(name, task.eval_split), spec.limit_eval)
             template = self._template(name, scoring)
-            evaluation[name] = EvalSet(chosen, [render(task, e, scoring, template) for e in chosen])
+            prompts = [render(task, e, scoring, template) for e in chosen]
+            if "arc-nine-labels" in spec.quirks and name.startswith("arc-"):
+                prompts = [dataclasses.replace(each, distractors=_ARC_LABELS) for each in prompts]
+            evaluation[name] = EvalSet(chosen, prompts)
 
         weights = self.weights[spec.model]
         names = sorted({*spec.train_tasks, *spec.eval_tasks})

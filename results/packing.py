@@ -36,7 +36,9 @@ def make_packs(cells: Sequence[RunSpec], size: int) -> list[Pack]:
     for spec in cells:
         kind = dataclasses.replace(spec, train_tasks=(), eval_tasks=(), seed=0)
         pack = open_packs.get(kind)
-        if spec.method not in PACKABLE or pack is None or len(pack) == size:
+        # What a quirk does depends on the padding of a batch, and so on companions.
+        alone = spec.method not in PACKABLE or spec.quirks
+        if alone or pack is None or len(pack) == size:
             pack = open_packs[kind] = []
             packs.append(pack)
         pack.append(spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,18 +42,23 @@ _SIGNIFICANT = 0.05
 
 
 def render(
-    asked: AccuracyTable, request: Request, outcome: Outcome, frame: pd.DataFrame
+    asked: AccuracyTable,
+    request: Request,
+    lines: Collection[tuple[str, str]],
+    outcome: Outcome,
+    frame: pd.DataFrame,
 ) -> Rendered:
     """All forms of a table.
 
     Args:
         asked: Which table.
         request: What was asked for: its rows and columns, filled or not.
+        lines: The (method, setting) that have cells.
         outcome: What became of its cells.
         frame: `compare.compare`'s numbers.
     """
     provenance = _provenance(asked, request, outcome)
-    grid = _Grid(frame, asked, request)
+    grid = _Grid(frame, asked, request, lines)
     places = " and ".join(map(place_of, asked.paper_tables))
     parts = [f"# {asked.title} ({places} of arXiv 2404.15159)"]
     for model in request.models:
@@ -82,11 +87,19 @@ class _Grid:
         frame: `compare.compare`'s numbers.
         asked: Which table.
         request: What was asked for.
+        asked_lines: The (method, setting) that have cells.
     """
 
-    def __init__(self, frame: pd.DataFrame, asked: AccuracyTable, request: Request) -> None:
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        asked: AccuracyTable,
+        request: Request,
+        asked_lines: Collection[tuple[str, str]],
+    ) -> None:
         self.asked = asked
         self.request = request
+        self._asked_lines = asked_lines
         self._rows: dict[tuple[str, ...], Any] = {
             (row.source, row.model, row.method, row.setting, row.task, row.metric): row
             for row in frame.itertuples(index=False)
@@ -128,12 +141,14 @@ class _Grid:
     @property
     def asked_lines(self) -> list[_Line]:
         settings = [(setting.name, setting.title) for setting in self.asked.settings]
-        return self.lines(settings, self.request.methods)
+        lines = self.lines(settings, self.request.methods)
+        return [line for line in lines if (line.method, line.setting) in self._asked_lines]
 
 
 def _measured_block(grid: _Grid, model: str) -> list[str]:
     request, main = grid.request, grid.asked.main
-    parts = [f"## {model}: measured, {request.scoring} scoring"]
+    quirks = f", with {', '.join(request.quirks)}" if request.quirks else ""
+    parts = [f"## {model}: measured, {request.scoring} scoring{quirks}"]
     for metric in metrics_of(request.scoring):
         head = ["method", "parameters", "%", *grid.headings]
         rows = [_measured_row(grid, model, line, metric) for line in grid.asked_lines]
@@ -302,6 +317,7 @@ def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dic
         "data": distinct(record.provenance["data"] for record in records),
         "rows": rows,
         "scoring": request.scoring,
+        "quirks of the released code": list(request.quirks),
         "seeds": list(request.seeds),
         "dtype": distinct(record.spec.dtype for record in records),
         "training": distinct(settings),

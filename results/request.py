@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from tasks.names import choose
 
 from .methods import BASE, METHOD_TITLES
 from .presets import Preset
+from .quirks import chosen_quirks, concerning
 from .spec import RunSpec
 from .weights import DTYPES
 
@@ -33,6 +35,7 @@ class Request:
         dtype: Of the frozen weights.
         device: "cpu", "cuda" or "mps".
         forward: How MixLoRA is computed.
+        quirks: Of the released code, that cells are run with.
     """
 
     preset: Preset
@@ -47,6 +50,7 @@ class Request:
     dtype: str
     device: str
     forward: str
+    quirks: tuple[str, ...]
 
     @classmethod
     def make(
@@ -64,6 +68,8 @@ class Request:
         dtype: str | None = None,
         device: str = "cpu",
         forward: str = "fused",
+        protocol: str = "clean",
+        quirks: Sequence[str] = (),
     ) -> Request:
         """A request; None takes the preset's value.
 
@@ -88,6 +94,7 @@ class Request:
             dtype=choose("dtype", dtype or preset.dtype, DTYPES),
             device=device,
             forward=choose("forward", forward, FORWARDS),
+            quirks=chosen_quirks(protocol, quirks),
         )
 
     def cell(
@@ -98,6 +105,7 @@ class Request:
         evaluate: Sequence[str],
         seed: int,
         changes: Mapping[str, Any] | None = None,
+        quirks: Sequence[str] = (),
     ) -> RunSpec:
         """One cell with this request's settings; for the base, train and seed do not count.
 
@@ -108,12 +116,13 @@ class Request:
             evaluate: Tasks scored.
             seed: Of the cell.
             changes: What differs from the preset's settings of the method.
+            quirks: Beside the request's own; of all, the cell has those that concern it.
         """
         untuned = method == BASE
         adapter = {} if untuned else dict(self.preset.adapters[method]) | dict(changes or {})
         if method in ("mixlora", "mixdora"):
             adapter["forward"] = self.forward
-        return RunSpec(
+        spec = RunSpec(
             model=model,
             method=method,
             train_tasks=() if untuned else tuple(train),
@@ -128,6 +137,7 @@ class Request:
             adapter=tuple(sorted(adapter.items())),
             train=None if untuned else self.preset.train,
         )
+        return dataclasses.replace(spec, quirks=concerning(spec, {*self.quirks, *quirks}))
 
 
 def chosen(

@@ -25,6 +25,7 @@ from . import provenance
 from .batches import TrainingSet
 from .inputs import CellInputs, EvalSet
 from .methods import BASE, get_method
+from .quirk_effects import dropout_modules, freeze_magnitudes, reset_magnitudes
 from .records import RunRecord, TaskResult
 from .spec import RunSpec
 from .training import fine_tune
@@ -98,7 +99,7 @@ def run_pack(
         for name, (spec, _) in adapters.items():
             # Anew for each, so that every adapter begins as it does alone.
             set_seed(spec.seed)
-            model = add_adapter(model, spec.method, dict(spec.adapter), name)
+            model = add_adapter(model, spec.method, _settings(spec), name)
     clock.lap("load", len(cells))
     training: dict[str, dict[str, Any]] = {}
     if first.method != BASE:
@@ -146,11 +147,21 @@ def _train(
     sets = {}
     for name, (spec, inputs) in adapters.items():
         rows = [
-            encode_training(tokenizer, prompt, answer, first.train.cutoff)
+            encode_training(
+                tokenizer,
+                prompt,
+                answer,
+                first.train.cutoff,
+                loss_on_prompt="loss-on-prompt" in spec.quirks,
+                truncate_answer="truncate-answer" in spec.quirks,
+            )
             for prompt, answer in inputs.train
         ]
         sets[name] = TrainingSet(rows, spec.seed)
     cast(PeftModel, model).set_requires_grad(list(sets))
+    frozen_magnitude = "frozen-dora-magnitude" in first.quirks
+    if frozen_magnitude:
+        freeze_magnitudes(model)
     loads: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
 
     def on_step(step: int, steps: int) -> None:
@@ -161,10 +172,25 @@ def _train(
                 loads[name].append({"step": step, "counts": counts.tolist()})
 
     with _counting(model, first) as load:
-        facts = fine_tune(model, sets, first.train, tokenizer.pad_token_id, on_step, checkpointing)
+        facts = fine_tune(
+            model,
+            sets,
+            first.train,
+            tokenizer.pad_token_id,
+            on_step,
+            checkpointing,
+            first.quirks,
+        )
+    if frozen_magnitude:
+        reset_magnitudes(model)
     if load is None:
         return facts
     return {name: own | {"expert_load": loads[name]} for name, own in facts.items()}
+
+
+def _settings(spec: RunSpec) -> dict[str, Any]:
+    settings = dict(spec.adapter)
+    return settings | {"aux_loss_over_padding": True} if "aux-over-pad" in spec.quirks else settings
 
 
 def _counting(model: nn.Module, spec: RunSpec) -> AbstractContextManager[ExpertLoad | None]:
@@ -187,8 +213,12 @@ def _score(
         report(f"scored {done}/{total}")
 
     scoring = cast(Scoring, spec.scoring)
+    live: list[nn.Module] = []
+    if "eval-dropout" in spec.quirks:
+        live = dropout_modules(model)
+        set_seed(spec.seed)  # of the masks
     with _counting(model, spec) as load:
-        predictions = score(model, tokenizer, rows.prompts, scoring, progress=count)
+        predictions = score(model, tokenizer, rows.prompts, scoring, progress=count, live=live)
     counts = None if load is None else load.counts[adapter_name].tolist()
     return _task_result(rows, predictions, counts)
 

@@ -60,6 +60,7 @@ class RunSpec:
         adapter: The method's own settings, sorted (name, value) pairs.
         train: How it is tuned; None for the base.
         expert_load: Whether the experts that tokens go to are counted as well.
+        quirks: Those of `quirks.QUIRKS` that are on and concern the cell.
         packed_with: Titles of the cells it is trained together with, on which rounding and dropout
             masks depend.
     """
@@ -78,6 +79,7 @@ class RunSpec:
     adapter: tuple[tuple[str, Any], ...]
     train: TrainSettings | None
     expert_load: bool = False
+    quirks: tuple[str, ...] = ()
     packed_with: tuple[str, ...] = ()
 
     @property
@@ -91,13 +93,13 @@ class RunSpec:
     @property
     def title(self) -> str:
         """Short text for progress and messages."""
-        method = f"{self.method} {self.varied}".rstrip()
+        method = " ".join(filter(None, (self.method, self.varied, *self.quirks)))
         return f"{self.model} {method} {'+'.join(self.eval_tasks)} seed {self.seed}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON types; without what came later where it is empty, so that ids stay."""
         data = json.loads(json.dumps(dataclasses.asdict(self)))
-        later = ("expert_load", "packed_with")
+        later = ("expert_load", "quirks", "packed_with")
         return {name: value for name, value in data.items() if value or name not in later}
 
     @classmethod
@@ -111,7 +113,8 @@ class RunSpec:
         values["train_tasks"] = tuple(data["train_tasks"])
         values["eval_tasks"] = tuple(data["eval_tasks"])
         values["adapter"] = tuple((name, value) for name, value in data["adapter"])
-        values["packed_with"] = tuple(data.get("packed_with", ()))
+        for name in ("quirks", "packed_with"):
+            values[name] = tuple(data.get(name, ()))
         values["train"] = None if data["train"] is None else TrainSettings(**data["train"])
         return cls(**values)
 

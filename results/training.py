@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -84,8 +84,9 @@ def fine_tune(
     pad_token_id: int,
     on_step: Callable[[int, int], None],
     checkpointing: bool = False,
+    quirks: Collection[str] = (),
 ) -> dict[str, dict[str, Any]]:
-    """Train the adapters of a PEFT model in place, the loss on the answers alone.
+    """Train the adapters of a PEFT model in place, the loss on the rows' targets alone.
 
     Several adapters, which must be MixLoRA's, are trained on packed batches: each on its own rows
     in its own order with its own loss, as it would be alone, but for rounding and dropout masks.
@@ -98,6 +99,7 @@ def fine_tune(
         on_step: Called with (steps done, steps in all).
         checkpointing: Recompute activations in the backward pass instead of keeping them: the same
             numbers for less memory and more time.
+        quirks: Of `quirks.QUIRKS`, for the batches.
 
     Returns:
         Adapter name -> {"rows", "truncated", "tokens", "steps", "first_loss", "last_loss"}; losses
@@ -139,7 +141,7 @@ def fine_tune(
             model=model,
             args=arguments,
             train_dataset=joint_steps(sets, settings),
-            data_collator=StepCollator(pad_token_id, packed=len(sets) > 1),
+            data_collator=StepCollator(pad_token_id, len(sets) > 1, quirks),
             callbacks=[_Progress(on_step)],
         )
         trainer.remove_callback(PrinterCallback)

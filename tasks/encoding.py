@@ -25,11 +25,13 @@ class EncodedPrompt:
         prefix: Ids of the prompt's text, with what the tokenizer puts in front.
         num_leading: How many ids at the prefix's start the tokenizer put in front.
         continuations: Ids of each continuation.
+        distractors: Ids of each distractor.
     """
 
     prefix: list[int]
     num_leading: int
     continuations: list[list[int]]
+    distractors: list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class TrainingRow:
     Attributes:
         input_ids: Ids of both.
         num_target: The loss covers this many ids at the end: the continuation.
-        truncated: Whether the prompt was cut to fit.
+        truncated: Whether it was cut to fit.
     """
 
     input_ids: list[int]
@@ -54,23 +56,25 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Encoded
         ValueError: A continuation has no tokens of its own, or the tokenizer merges it with the
             prompt's end, so that no token boundary lies between them.
     """
-    texts = [prompt.text, *(prompt.text + continuation for continuation in prompt.continuations)]
+    endings = (*prompt.continuations, *prompt.distractors)
+    texts = [prompt.text, *(prompt.text + ending for ending in endings)]
     encoded = tokenizer(texts, return_special_tokens_mask=True, verbose=False)
     rows = []
     for ids, mask in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
         num_trailing = sum(1 for _ in takewhile(bool, reversed(mask)))
         rows.append(ids[: len(ids) - num_trailing])
     prefix = rows[0]
-    continuations = []
-    for continuation, row in zip(prompt.continuations, rows[1:], strict=True):
+    encoded_endings = []
+    for continuation, row in zip(endings, rows[1:], strict=True):
         if row[: len(prefix)] != prefix or len(row) == len(prefix):
             raise ValueError(
                 f"example {prompt.id}: the tokenizer has no boundary between the end of the prompt "
                 f"{prompt.text[-12:]!r} and the continuation {continuation!r}"
             )
-        continuations.append(row[len(prefix) :])
+        encoded_endings.append(row[len(prefix) :])
     num_leading = sum(1 for _ in takewhile(bool, encoded["special_tokens_mask"][0]))
-    return EncodedPrompt(prefix, num_leading, continuations)
+    own = len(prompt.continuations)
+    return EncodedPrompt(prefix, num_leading, encoded_endings[:own], encoded_endings[own:])
 
 
 def fit_prefix(encoded: EncodedPrompt, num_reserved: int, cutoff: int) -> list[int]:
@@ -91,29 +95,41 @@ def fit_prefix(encoded: EncodedPrompt, num_reserved: int, cutoff: int) -> list[i
 
 
 def encode_training(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, answer: int, cutoff: int
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    answer: int,
+    cutoff: int,
+    *,
+    loss_on_prompt: bool = False,
+    truncate_answer: bool = False,
 ) -> TrainingRow:
     """Returns the prompt with its right continuation, at most `cutoff` ids.
 
-    A row that is too long loses the beginning of its prompt, never its answer.
+    A row that is too long loses the beginning of its prompt, never its answer, unless told to.
 
     Args:
         tokenizer: The model's tokenizer.
         prompt: The worded example.
         answer: Index of the right continuation.
         cutoff: Largest number of ids.
+        loss_on_prompt: Whether the loss covers the prompt as well, all but the first id, which
+            nothing predicts.
+        truncate_answer: Whether a row that is too long loses its end instead.
 
     Raises:
         ValueError: The answer leaves no room for the prompt, or see `encode_prompt`.
     """
     encoded = encode_prompt(tokenizer, prompt)
     target = encoded.continuations[answer]
-    prefix = fit_prefix(encoded, len(target), cutoff)
-    return TrainingRow(prefix + target, len(target), len(prefix) < len(encoded.prefix))
+    prefix = encoded.prefix if truncate_answer else fit_prefix(encoded, len(target), cutoff)
+    ids = (prefix + target)[:cutoff]
+    num_target = len(ids) - 1 if loss_on_prompt else max(0, len(ids) - len(prefix))
+    return TrainingRow(ids, num_target, len(ids) < len(encoded.prefix) + len(target))
 
 
 def first_tokens(prompt: Prompt, encoded: EncodedPrompt) -> list[int]:
-    """Returns the first id of every continuation, by which label scoring tells them apart.
+    """Returns the first id of every continuation, by which label scoring tells them apart, and
+    after them of the distractors that begin in yet another way.
 
     Raises:
         ValueError: Two continuations begin with the same id.
@@ -127,4 +143,4 @@ def first_tokens(prompt: Prompt, encoded: EncodedPrompt) -> list[int]:
                 f"token {ids[0]} in this vocabulary, label scoring cannot tell them apart"
             )
         owners[ids[0]] = label
-    return list(owners)
+    return list(dict.fromkeys([*owners, *(ids[0] for ids in encoded.distractors)]))

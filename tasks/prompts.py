@@ -34,12 +34,15 @@ class Prompt:
         continuations: What may follow, one per option, each beginning with a space.
         option_lengths: Characters of each option's text.
         id: The example's id, for messages.
+        distractors: Labels that compete in label scoring without being an option's, like
+            continuations; none but under the quirk "arc-nine-labels".
     """
 
     text: str
     continuations: tuple[str, ...]
     option_lengths: tuple[int, ...]
     id: str
+    distractors: tuple[str, ...] = ()
 
 
 class TemplateError(ValueError):

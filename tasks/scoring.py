@@ -65,6 +65,7 @@ def score(
     batch_tokens: int = 4096,
     cutoff: int = 512,
     progress: Callable[[int], None] | None = None,
+    live: Sequence[nn.Module] = (),
 ) -> list[Prediction]:
     """Returns the model's answer to every prompt, in the prompts' order.
 
@@ -79,6 +80,7 @@ def score(
         cutoff: Most tokens of a prompt with its longest continuation; a longer prompt is cut from
             its left.
         progress: Called after each batch with the number of prompts it held.
+        live: Modules of the model that are run as in training.
 
     Raises:
         FloatingPointError: A score is not finite; names the example.
@@ -97,7 +99,7 @@ def score(
         requests.append(_Request(position, prompt, prefix, continuations, truncated))
 
     predictions: dict[int, Prediction] = {}
-    with _evaluating(model), torch.inference_mode():
+    with _evaluating(model, live), torch.inference_mode():
         for batch in _batches(requests, batch_tokens, scoring):
             all_scores = _score_batch(model, batch)
             for request, scores in zip(batch, all_scores, strict=True):
@@ -108,13 +110,16 @@ def score(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def _evaluating(model: nn.Module, live: Sequence[nn.Module]) -> Iterator[None]:
     # Remembered per module, because a model can hold modules in evaluation mode while it trains.
     training = [module for module in model.modules() if module.training]
     model.eval()
+    for module in live:
+        module.training = True
     try:
         yield
     finally:
+        model.eval()
         for module in training:
             module.training = True
 
