@@ -66,6 +66,30 @@ def single_task(
     return cells
 
 
+def all_tasks(
+    changes: Mapping[str, Any] | None = None,
+) -> Callable[[Request], list[RunSpec]]:
+    """One cell per model, method and seed, tuned on all tasks mixed; none of the untuned base.
+
+    Of mixtures, the load of the experts is counted as well.
+
+    Args:
+        changes: What differs from the preset's settings of the method.
+    """
+
+    def cells(request: Request) -> list[RunSpec]:
+        mixed = [
+            request.cell(model, method, request.tasks, request.tasks, seed, changes)
+            for model in request.models
+            for method in request.methods
+            for seed in request.seeds
+            if method != BASE
+        ]
+        return [dataclasses.replace(cell, expert_load=cell.is_mixture) for cell in mixed]
+
+    return cells
+
+
 @dataclass(frozen=True)
 class AccuracyTable:
     """One table of the paper's accuracies, measured beside reported.
@@ -91,46 +115,14 @@ class AccuracyTable:
     finish: Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered] | None = None
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Models, methods, tasks, data and how they are run."""
+        """Which cells, and how they are run."""
         add = parser.add_argument
-        add(
-            "--preset",
-            default="tiny",
-            help=f"models, data and settings: {', '.join(PRESETS)} (default tiny)",
-        )
-        add("--models", type=name_list, help="comma-separated subset of the preset's models")
         add(
             "--methods",
             type=name_list,
             help=f"comma-separated subset of {', '.join(self.methods)}",
         )
         add("--tasks", type=name_list, help=f"comma-separated subset of {', '.join(self.tasks)}")
-        add(
-            "--seeds",
-            type=number_list,
-            default=[0],
-            help="comma-separated seeds of the tuned cells (default 0)",
-        )
-        add("--limit-train", type=int, metavar="N", help="training rows per task (default all)")
-        add("--limit-eval", type=int, metavar="N", help="scored rows per task (default all)")
-        add(
-            "--data-dir",
-            type=Path,
-            metavar="DIR",
-            help="local data: DIR/<task>/<split>.jsonl, .jsonl.gz or .parquet",
-        )
-        add(
-            "--model-path",
-            type=Path,
-            metavar="DIR",
-            help="local weights of the one model asked for",
-        )
-        add(
-            "--prompts",
-            type=Path,
-            metavar="FILE",
-            help="JSON file {task: {scoring: template}} replacing our prompts",
-        )
         if len(self.settings) > 1:
             names = ", ".join(setting.name for setting in self.settings)
             add(
@@ -140,39 +132,7 @@ class AccuracyTable:
                 help=f"comma-separated subset of {names}; {self.main} is always there (default "
                 "all)",
             )
-        add(
-            "--protocol",
-            default="clean",
-            help=f"{' or '.join(PROTOCOLS)}: with the quirks of the released code (default clean)",
-        )
-        add(
-            "--quirk",
-            type=name_list,
-            action="extend",
-            default=[],
-            metavar="NAME",
-            help=f"one quirk of the released code, may be given again: {', '.join(QUIRKS)}",
-        )
-        add("--scoring", help=f"{' or '.join(SCORINGS)} (default: the preset's)")
-        add(
-            "--forward",
-            default="fused",
-            help=f"how MixLoRA is computed: {', '.join(FORWARDS)} (default fused)",
-        )
-        add(
-            "--gradient-checkpointing",
-            action="store_true",
-            help="train in less memory and more time, to the same numbers (preset small always "
-            "does)",
-        )
-        add(
-            "--packed",
-            type=int,
-            default=1,
-            metavar="N",
-            help="train up to N cells together, MixLoRA's or MixDoRA's of the same model and "
-            "settings (default 1: each alone)",
-        )
+        add_cell_options(parser)
 
     def plan(self, options: argparse.Namespace) -> AccuracyPlan:
         """The cells of a command line.
@@ -275,6 +235,75 @@ class AccuracyPlan:
         lines = {(cell.method, name) for name, cells in self.by_setting.items() for cell in cells}
         rendered = render(table, self.request, lines, outcome, frame)
         return rendered if table.finish is None else table.finish(rendered, records)
+
+
+def add_cell_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every table of accuracies: models, data and how cells are run."""
+    add = parser.add_argument
+    add(
+        "--preset",
+        default="tiny",
+        help=f"models, data and settings: {', '.join(PRESETS)} (default tiny)",
+    )
+    add("--models", type=name_list, help="comma-separated subset of the preset's models")
+    add(
+        "--seeds",
+        type=number_list,
+        default=[0],
+        help="comma-separated seeds of the tuned cells (default 0)",
+    )
+    add("--limit-train", type=int, metavar="N", help="training rows per task (default all)")
+    add("--limit-eval", type=int, metavar="N", help="scored rows per task (default all)")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="local data: DIR/<task>/<split>.jsonl, .jsonl.gz or .parquet",
+    )
+    add(
+        "--model-path",
+        type=Path,
+        metavar="DIR",
+        help="local weights of the one model asked for",
+    )
+    add(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="JSON file {task: {scoring: template}} replacing our prompts",
+    )
+    add(
+        "--protocol",
+        default="clean",
+        help=f"{' or '.join(PROTOCOLS)}: with the quirks of the released code (default clean)",
+    )
+    add(
+        "--quirk",
+        type=name_list,
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help=f"one quirk of the released code, may be given again: {', '.join(QUIRKS)}",
+    )
+    add("--scoring", help=f"{' or '.join(SCORINGS)} (default: the preset's)")
+    add(
+        "--forward",
+        default="fused",
+        help=f"how MixLoRA is computed: {', '.join(FORWARDS)} (default fused)",
+    )
+    add(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="train in less memory and more time, to the same numbers (preset small always does)",
+    )
+    add(
+        "--packed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train up to N cells together, MixLoRA's or MixDoRA's of the same model and "
+        "settings (default 1: each alone)",
+    )
 
 
 def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:

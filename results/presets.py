@@ -48,6 +48,7 @@ class Preset:
         train: How cells are tuned.
         adapters: Method -> its settings.
         checkpointing: Whether training recomputes activations to save memory; changes no number.
+        efficiency: Arguments of the efficiency tables that ``--table all`` makes.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Preset:
     train: TrainSettings = field(default_factory=TrainSettings)
     adapters: dict[str, dict[str, Any]] = field(default_factory=lambda: _adapters(80, 16, 0.05))
     checkpointing: bool = False
+    efficiency: tuple[tuple[str, ...], ...] = ()
 
 
 PRESETS: dict[str, Preset] = {
@@ -75,6 +77,14 @@ PRESETS: dict[str, Preset] = {
             # dropout, whose masks are a fifth of the time: the table is to take three minutes.
             train=TrainSettings(epochs=1, learning_rate=2e-3, batch_size=8),
             adapters=_adapters(20, 4, 0.0),
+            # One layer, and the rows that Tables 6 and 7 begin with: all rows of a whole model
+            # take most of an hour.
+            efficiency=(
+                (
+                    *("--shape", "smollm2-135m", "--layers", "1", "--tokens", "64"),
+                    *("--methods", "lora,dora,mixlora/vanilla,mixlora/shared,mixlora/fused"),
+                ),
+            ),
         ),
         Preset(
             name="small",
@@ -86,6 +96,7 @@ PRESETS: dict[str, Preset] = {
             train=TrainSettings(epochs=1),
             # 16 long rows of PIQA under DoRA took 24 GB without.
             checkpointing=True,
+            efficiency=(("--shape", "smollm2-135m"),),
         ),
         Preset(
             name="paper",
@@ -97,6 +108,10 @@ PRESETS: dict[str, Preset] = {
             bundled_data=False,
             # Table 3's batch of 16 in 8 accumulated micro-batches.
             train=TrainSettings(batch_size=16, accumulation=8),
+            efficiency=(
+                ("--shape", "llama2-7b", "--layers", "32"),
+                ("--shape", "gemma-2b", "--layers", "18"),
+            ),
         ),
     )
 }

@@ -83,11 +83,16 @@ class RunSpec:
     packed_with: tuple[str, ...] = ()
 
     @property
+    def is_mixture(self) -> bool:
+        """Whether the method has experts."""
+        return "num_experts" in dict(self.adapter)
+
+    @property
     def varied(self) -> str:
         """The settings of a mixture that tables vary, "r 16 a 0.001"; "" for other methods."""
-        settings = dict(self.adapter)
-        if "num_experts" not in settings:
+        if not self.is_mixture:
             return ""
+        settings = dict(self.adapter)
         return f"r {settings['r']} a {settings['router_aux_loss_coef']:g}"
 
     @property

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from results.accuracy import AccuracyTable, Setting
+from results.accuracy import AccuracyTable, Setting, all_tasks
 from results.compare import load_reported
 from results.expert_load import layer_std, load_std, shares, specialisation
 from results.heat_map import HeatMap, draw_heat_maps
 from results.methods import METHOD_TITLES
 from results.records import RunRecord
 from results.rendered import DASH, Rendered, bullets, table
-from results.request import Request
-from results.spec import RunSpec
 from tasks import get_task
 
 _COEFFICIENTS = ("1e-3", "0")
@@ -28,25 +26,9 @@ _NOTES = (
 )
 
 
-def _mixed(coefficient: str) -> Callable[[Request], list[RunSpec]]:
-    def cells(request: Request) -> list[RunSpec]:
-        changes = {"router_aux_loss_coef": float(coefficient)}
-        return [
-            dataclasses.replace(
-                request.cell(model, method, request.tasks, request.tasks, seed, changes),
-                expert_load=True,
-            )
-            for model in request.models
-            for method in request.methods
-            for seed in request.seeds[:1]
-        ]
-
-    return cells
-
-
 def _with_load(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -> Rendered:
     """The accuracies, with the loads before them."""
-    found = [(name, r) for name, group in records.items() for r in group if _is_counted(r)]
+    found = [(name, r) for name, group in records.items() for r in _counted(group)]
     parts = ["# Load of the experts (Figure 5 of arXiv 2404.15159)"]
     parts += [_summary(found), *(_by_task(setting, record) for setting, record in found)]
     parts += [_in_training(found), bullets(_NOTES)]
@@ -65,8 +47,13 @@ def _with_load(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -
     )
 
 
-def _is_counted(record: RunRecord) -> bool:
-    return all(task.expert_load is not None for task in record.tasks.values())
+def _counted(group: Sequence[RunRecord]) -> list[RunRecord]:
+    """Of each model and method, the record of the first seed."""
+    first: dict[tuple[str, str], RunRecord] = {}
+    for record in sorted(group, key=lambda record: record.spec.seed):
+        if all(task.expert_load is not None for task in record.tasks.values()):
+            first.setdefault((record.spec.model, record.spec.method), record)
+    return list(first.values())
 
 
 def _loads(record: RunRecord) -> dict[str, list[list[int]]]:
@@ -177,7 +164,11 @@ TABLE = AccuracyTable(
     title="Accuracy of the same cells",
     paper_tables=("fig5",),
     settings=tuple(
-        Setting(f"router_aux_loss_coef={text}", f"a = {text}", _mixed(text))
+        Setting(
+            f"router_aux_loss_coef={text}",
+            f"a = {text}",
+            all_tasks({"router_aux_loss_coef": float(text)}),
+        )
         for text in _COEFFICIENTS
     ),
     main=f"router_aux_loss_coef={_COEFFICIENTS[0]}",

@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-from results.accuracy import AccuracyTable, Setting, single_task
-from results.methods import BASE
-from results.request import Request
-from results.spec import RunSpec
-
-
-def _multi_task(request: Request) -> list[RunSpec]:
-    """One cell per model, method and seed, tuned on all tasks mixed; not of the untuned base."""
-    return [
-        request.cell(model, method, request.tasks, request.tasks, seed)
-        for model in request.models
-        for method in request.methods
-        for seed in request.seeds
-        if method != BASE
-    ]
-
+from results.accuracy import AccuracyTable, Setting, all_tasks, single_task
 
 TABLE = AccuracyTable(
     name="multi",
@@ -25,7 +10,7 @@ TABLE = AccuracyTable(
     paper_tables=("2", "5"),
     settings=(
         Setting("st", "one task", single_task()),
-        Setting("mt", "all tasks", _multi_task),
+        Setting("mt", "all tasks", all_tasks()),
     ),
     main="st",
     tasks=("arc-e", "arc-c", "boolq", "obqa", "piqa"),

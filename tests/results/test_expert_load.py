@@ -103,6 +103,15 @@ def test_the_table_and_its_pictures(tmp_path: Path) -> None:
     assert plan._render(Outcome(records=records)).figures == rendered.figures
 
 
+def test_loads_are_of_the_first_seed() -> None:
+    plan = make_plan("--render-only", "--methods", "mixlora", "--seeds", "1,0")
+    loads = {0: [[4, 4, 0, 0]] * 3, 1: [[2, 2, 2, 2]] * 3}
+    records = {cell: counted(cell, loads[cell.seed]) for cell in plan.cells}
+    rendered = plan._render(Outcome(records=records))
+    assert row(rendered.markdown, "tiny, MixLoRA, a = 0")[0] == "0.2500"
+    assert rendered.markdown.count("## tiny, MixLoRA, a = 0:") == 1
+
+
 def test_nothing_counted_is_said() -> None:
     text = make_plan("--render-only")._render(Outcome()).markdown
     assert "reported, not measured here" in text and "while training" not in text

@@ -27,7 +27,8 @@ def rendered(records: list[RunRecord], request: Any = None, **outcome: Any) -> R
     frame = compare(
         {TABLE.main: records}, TABLE.main, TABLE.paper_tables, request.tasks, TASK_NAMES
     )
-    return render(TABLE, request, done, frame)
+    lines = [(method, TABLE.main) for method in request.methods]
+    return render(TABLE, request, lines, done, frame)
 
 
 def row(markdown: str, *starts: str) -> list[str]:
