@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from results.report import write_report
 from results.tables import Table, get_table, table_names
 from results.weights import DTYPES
 
@@ -31,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         rendered = plan.stored() if options.render_only else plan.run(options.fresh)
         paths = rendered.write(options.output)
+        if options.report:
+            paths.append(write_report(options.output))
     # Everything above raises ValueError for a user's mistake only: what goes wrong inside a cell
     # stays in the outcome.
     except ValueError as error:
@@ -97,6 +100,11 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[Table, argparse
     )
     add("--dry-run", action="store_true", help="list the cells, run nothing")
     add("--render-only", action="store_true", help="render what is stored, run nothing")
+    add(
+        "--report",
+        action="store_true",
+        help="also write OUTPUT/report.html, one page of all tables and figures under OUTPUT",
+    )
     add("--fresh", action="store_true", help="run cells again that have a record")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:

@@ -25,6 +25,7 @@ from .rendered import (
     DASH,
     Rendered,
     bullets,
+    command,
     distinct,
     long_rows,
     number,
@@ -32,6 +33,7 @@ from .rendered import (
     table,
 )
 from .request import Request
+from .sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
 from .stats import COLLAPSED_SHARE
 
 if TYPE_CHECKING:
@@ -223,14 +225,14 @@ def _paper_table(grid: _Grid, model: str) -> str:
         place = (model, line.method, line.setting)
         paper = [_reported_cell(grid, *place, task) for task in grid.columns]
         params = number(grid.value("reported", *place, "", "params"))
-        rows.append([line.title, "paper", params, *paper])
+        rows.append([line.title, PAPER_ROW, params, *paper])
         minus = [grid.value("measured", *place, t, "accuracy_minus_paper") for t in grid.columns]
         params_minus = grid.value("measured", *place, "", "params_minus_paper")
         signed = [DASH if value is None else f"{value:+.1f}" for value in minus]
         rows.append(
             [
                 "",
-                "measured - paper",
+                MINUS_PAPER_ROW,
                 DASH if params_minus is None else f"{params_minus:+.2f}",
                 *signed,
             ]
@@ -259,7 +261,7 @@ def _reported_block(grid: _Grid) -> list[str]:
         return []
     titles = [get_task(name).title for name in grid.request.tasks]
     return [
-        "## Reported by the paper for other models (not measured here, not comparable)",
+        f"## {REPORTED_BLOCK} for other models (not measured here, not comparable)",
         table(["model", "method", "%", *titles, f"AVG of {len(grid.asked.tasks)}"], rows),
     ]
 
@@ -311,6 +313,7 @@ def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dic
     }
     facts: dict[str, Any] = {
         "table": asked.name,
+        "command": _command(asked, request),
         "preset": request.preset.name,
         "models": list(request.models),
         "weights": distinct(record.provenance["weights"] for record in records),
@@ -331,3 +334,20 @@ def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dic
         f"{len(outcome.unavailable)} unavailable",
     }
     return facts
+
+
+def _command(asked: AccuracyTable, request: Request) -> str:
+    return command(
+        asked.name,
+        preset=request.preset.name,
+        models=request.models,
+        methods=request.methods,
+        tasks=request.tasks,
+        seeds=request.seeds,
+        limit_train=request.limit_train,
+        limit_eval=request.limit_eval,
+        data_dir="DIR" if request.data == "directory" else None,
+        scoring=request.scoring,
+        dtype=request.dtype,
+        forward=request.forward,
+    )

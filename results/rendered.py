@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ from .records import write_atomically
 
 #: What stands where there is no number.
 DASH = "-"
+
+#: Heading of the last part of a table's Markdown.
+PROVENANCE = "Provenance"
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,25 @@ def distinct(values: Iterable[Any]) -> list[Any]:
     return found
 
 
+def command(name: str, **options: Any) -> str:
+    """The command line that makes a table.
+
+    Args:
+        name: Of the table.
+        options: In the command line's names; several values are joined by commas, None is left out.
+    """
+    words = ["python", "reproduce.py", "--table", name]
+    for option, value in options.items():
+        if value is not None:
+            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            words += [f"--{option.replace('_', '-')}", text]
+    return shlex.join(words)
+
+
 def provenance_block(facts: dict[str, Any]) -> str:
     """What the numbers come from, as the last part of a table's Markdown."""
-    return "## Provenance\n\n" + bullets(f"{key}: {_flat(value)}" for key, value in facts.items())
+    lines = (f"{key}: {_flat(value)}" for key, value in facts.items())
+    return f"## {PROVENANCE}\n\n{bullets(lines)}"
 
 
 def _flat(value: Any) -> str:

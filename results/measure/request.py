@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from results.rendered import command
 from results.shapes import SHAPES, kept_vocabulary
 from results.weights import DTYPES, resolve_device
 from tasks.names import choose
@@ -97,6 +98,18 @@ class MeasureRequest:
         return (
             f"{self.shape}, {self.layers} of {total} layers (vocabulary {tokens:,}), "
             f"random weights in {self.dtype}, {self.batch} x {self.length} tokens"
+        )
+
+    def command(self, table: str, **parts: list[str] | None) -> str:
+        """The command line that makes a table of this; parts are those asked for, None for all."""
+        return command(
+            table,
+            shape=self.shape,
+            layers=self.layers,
+            tokens=f"{self.batch}x{self.length}",
+            dtype=self.dtype,
+            runs=self.runs,
+            **parts,
         )
 
     def latency(self, workload: str, subjects: tuple[Subject, ...]) -> MeasureSpec:

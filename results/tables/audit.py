@@ -11,7 +11,8 @@ from results.audit.claims import LEVELS, Claim, Gain, claims, gains, unlearned
 from results.audit.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed
 from results.computed import ComputedTable
 from results.methods import METHOD_TITLES
-from results.rendered import DASH, Rendered, bullets, provenance_block, table
+from results.rendered import DASH, Rendered, bullets, command, provenance_block, table
+from results.sources import PRINTED
 
 _KINDS = {
     "average": "averages over tasks, from their cells",
@@ -41,8 +42,12 @@ def _render() -> Rendered:
         key=lambda check: check.printed.line,
     )
     stated, flat, headline = claims(paper), unlearned(paper), gains(paper)
-    facts = {"table": "audit", "numbers": f"{len(paper.rows)} rows of results/paper/reported.csv"}
-    facts["commit"] = provenance.commit()
+    facts = {
+        "table": "audit",
+        "command": command("audit"),
+        "numbers": f"{len(paper.rows)} rows of results/paper/reported.csv",
+        "commit": provenance.commit(),
+    }
     parts = [
         "# The paper against itself (arXiv 2404.15159v3)",
         _coverage(paper, checks, stated),
@@ -101,7 +106,7 @@ def _listing(checks: list[Check], verdict: str) -> str:
         for c in checks
         if c.verdict == verdict
     ]
-    head = ["where", "check", "printed", "recomputed", "from"]
+    head = ["where", "check", PRINTED, "recomputed", "from"]
     return table(head, lines) if lines else "None."
 
 
@@ -124,12 +129,12 @@ def _claims(stated: list[Claim]) -> str:
         ]
         for claim in stated
     ]
-    return table(["claim", "printed", "recomputed", "cells that reach it"], lines)
+    return table(["claim", PRINTED, "recomputed", "cells that reach it"], lines)
 
 
 def _flat(rows: list[Printed]) -> str:
     lines = [[row.where, row.text, f"{LEVELS[row.key[4]]:.1f}"] for row in rows]
-    return table(["where", "printed, %", "one answer gets, %"], lines)
+    return table(["where", f"{PRINTED}, %", "one answer gets, %"], lines)
 
 
 def _gains(headline: Sequence[Gain]) -> str:

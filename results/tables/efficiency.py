@@ -18,6 +18,7 @@ from results.measure.rows import LORA, ROWS, MethodRow
 from results.measure.spec import MeasureSpec
 from results.measure.table import MeasuredTable, Records, failures, provenance, status_notes
 from results.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
+from results.sources import IN_BRACKETS, REPORTED_BLOCK
 
 #: The paper's table of a model's shape.
 PAPER_TABLES = {"llama2-7b": "6", "gemma-2b": "7"}
@@ -143,7 +144,9 @@ def _row_numbers(request: MeasureRequest, row: MethodRow, records: Records) -> l
 
 def _render(request: MeasureRequest, rows: list[MethodRow], records: Records) -> Rendered:
     frame = _compare(request, rows, records)
-    facts = {"table": "efficiency", "model": request.title} | provenance(records)
+    methods = None if len(rows) == len(ROWS) else [row.name for row in rows]
+    facts = {"table": "efficiency", "command": request.command("efficiency", methods=methods)}
+    facts |= {"model": request.title} | provenance(records)
     facts["adapters"] = {row.name: row.settings for row in rows}
     parts = [
         "# Latency and memory (Tables 6 and 7 of arXiv 2404.15159)",
@@ -166,10 +169,10 @@ def _blocks(request: MeasureRequest, rows: list[MethodRow], frame: pd.DataFrame)
     paper = PAPER_TABLES.get(request.shape)
     heading = "## Relative to LoRA: measured, %"
     if paper is not None:
-        heading += f" (in brackets the paper's Table {paper}, of the whole model on its hardware)"
+        heading += f" ({IN_BRACKETS} Table {paper}, of the whole model on its hardware)"
     parts = [heading, grid.ratios(rows, "ratio", beside_paper=paper is not None)]
     if paper is None:
-        heading = "### Reported by the paper for other models, on its hardware, %"
+        heading = f"### {REPORTED_BLOCK} for other models, on its hardware, %"
         parts += [heading, grid.reported()]
     heading = "## Measured: median [quartiles], us per token and GB"
     parts += [heading, grid.values(rows, _COLUMNS)]

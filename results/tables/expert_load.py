@@ -12,6 +12,7 @@ from results.heat_map import HeatMap, draw_heat_maps
 from results.methods import METHOD_TITLES
 from results.records import RunRecord
 from results.rendered import DASH, Rendered, bullets, table
+from results.sources import NOT_MEASURED
 from tasks import get_task
 
 _COEFFICIENTS = ("1e-3", "0")
@@ -92,7 +93,7 @@ def _summary(found: Sequence[tuple[str, RunRecord]]) -> str:
         )
     reported = load_reported("fig5")
     for row in reported.itertuples(index=False):
-        name = f"{row.model}, {METHOD_TITLES[row.method]}: reported, not measured here"
+        name = f"{row.model}, {METHOD_TITLES[row.method]}: {NOT_MEASURED}"
         lines.append([name, f"{row.value:.4f}", DASH, DASH])
     return table(["", "std", "std within layers", "specialisation, bits"], lines)
 

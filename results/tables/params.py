@@ -7,8 +7,9 @@ from results.audit.checks import parameter_checks, rank_of
 from results.audit.printed import AGREES, Check, Paper
 from results.computed import ComputedTable
 from results.methods import METHOD_TITLES
-from results.rendered import Rendered, bullets, provenance_block, table
+from results.rendered import Rendered, bullets, command, provenance_block, table
 from results.shapes import SHAPES
+from results.sources import PRINTED
 
 _NOTES = (
     "trainable: adapters in q, k, v, o, gate, up and down of every layer; of MixLoRA and MixDoRA "
@@ -60,11 +61,12 @@ def _render() -> Rendered:
         )
         rows += [_row(case, trainable, frozen, check) for check in own]
     head = ["model and method", "trainable", "magnitudes of these", "% of nominal"]
-    head += ["without magnitudes", "printed, %", "agrees"]
+    head += ["without magnitudes", f"{PRINTED}, %", "agrees"]
     head += ["true size", "% of true"]
     nominal = {name: shape.nominal_parameters for name, shape in SHAPES.items()}
     facts = {
         "table": "params",
+        "command": command("params"),
         "nominal sizes": {name: size for name, size in nominal.items() if size is not None},
         "commit": provenance.commit(),
     }

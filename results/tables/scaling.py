@@ -160,7 +160,9 @@ def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> R
     numbers = [row for points in _points(request, sweeps) for row in points.numbers(records)]
     rows = long_rows(frame_of(numbers, SCALING_COLUMNS))
     found = {(row["sweep"], row["point"], row["setting"], row["metric"]): row for row in rows}
-    facts = {"table": "scaling", "model": request.title} | provenance(records)
+    asked = None if len(sweeps) == len(SWEEPS) else [sweep.name for sweep in sweeps]
+    facts = {"table": "scaling", "command": request.command("scaling", sweeps=asked)}
+    facts |= {"model": request.title} | provenance(records)
     facts["adapters"] = {row.name: row.settings for row in (ROWS[LORA], _FUSED)}
     name = f"scaling-{request.shape}"
     figures: dict[str, bytes] = {}
