@@ -1,4 +1,4 @@
-"""The picture of a table whose settings are the values of one number (Figure 4's kind)."""
+"""The pictures of a table whose settings are the values of one number (Figure 4's kind)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from .rendered import Rendered
 
 _Finish = Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered]
 
+_LEGEND = "shaded: standard error over examples, of measured accuracies; axes do not start at 0"
 
-def pictured(title: str, x_label: str) -> _Finish:
-    """What adds a picture to such a table: accuracy over all tasks by setting, a line a method.
+
+def pictured(title: str, x_label: str, parameters: str = "") -> _Finish:
+    """What adds pictures to such a table: accuracy over all tasks by setting, a line a method.
 
     A panel for each measured model and metric, and one for each of the paper's models. The settings
     are named "name=value" and stand in their order, at equal distances. Bands are the standard
@@ -24,38 +26,61 @@ def pictured(title: str, x_label: str) -> _Finish:
     Args:
         title: Of the picture.
         x_label: What the settings are values of.
+        parameters: Title of a second one over the trainable parameters; "" for none.
     """
 
     def finish(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -> Rendered:
-        positions = {setting: number for number, setting in enumerate(records)}
-        ticks = {number: name.rpartition("=")[2] for name, number in positions.items()}
-        found: dict[str, dict[str, list[dict]]] = {}
-        for row in rendered.rows:
-            # Means only over all the tasks that were asked for, of accuracies alone.
-            is_mean = row["task"].startswith(AVERAGE) and row["unit"] == "%"
-            if is_mean and row["setting"] in positions:
-                panel = f"{row['model']}, {row['source']}: {row['metric']} ({row['task']}), %"
-                found.setdefault(panel, {}).setdefault(row["method"], []).append(row)
-        panels = [
-            Panel(name, [_line(method, rows, positions) for method, rows in by_method.items()])
-            for name, by_method in found.items()
+        positions: dict[str, float] = {setting: i for i, setting in enumerate(records)}
+        ticks = {i: setting.rpartition("=")[2] for i, setting in enumerate(records)}
+        # Means only over all the tasks that were asked for, of accuracies alone.
+        means = [
+            row
+            for row in rendered.rows
+            if row["task"].startswith(AVERAGE) and row["unit"] == "%" and row["setting"] in records
         ]
-        if not panels:
+        if not means:
             return rendered
-        images = draw(title, x_label, panels, ticks)
-        figures = {f"{rendered.name}.{kind}": data for kind, data in images.items()}
+        places = [positions[row["setting"]] for row in means]
+        pictures = {rendered.name: draw(title, x_label, _panels(means, places), _LEGEND, ticks)}
+        if parameters:
+            percent = {_who(r): r["value"] for r in rendered.rows if r["metric"] == "params"}
+            panels = _panels(means, [percent[_who(row)] for row in means])
+            images = draw(parameters, "trainable parameters, % of the model", panels, _LEGEND)
+            pictures[f"{rendered.name}-parameters"] = images
+        figures = {
+            f"{name}.{kind}": data
+            for name, images in pictures.items()
+            for kind, data in images.items()
+        }
         return dataclasses.replace(rendered, figures=figures)
 
     return finish
 
 
-def _line(method: str, rows: list[dict], positions: Mapping[str, int]) -> Line:
-    ordered = sorted(rows, key=lambda row: positions[row["setting"]])
-    errors = [row["stderr"] or 0.0 for row in ordered]
-    values = [row["value"] for row in ordered]
+def _who(row: Mapping[str, str]) -> tuple[str, ...]:
+    """What has one number of parameters."""
+    return tuple(row[name] for name in ("source", "model", "method", "setting"))
+
+
+def _panels(rows: Sequence[dict], places: Sequence[float]) -> list[Panel]:
+    """The rows as panels by model and metric, each at its place on the x axis."""
+    found: dict[tuple[str, str], dict[str, list[tuple[float, dict]]]] = {}
+    for row, place in zip(rows, places, strict=True):
+        panel = (f"{row['model']}, {row['source']}", f"{row['metric']} ({row['task']}), %")
+        found.setdefault(panel, {}).setdefault(row["method"], []).append((place, row))
+    return [
+        Panel(label, [_line(*e) for e in by_method.items()], from_zero=False, title=title)
+        for (title, label), by_method in found.items()
+    ]
+
+
+def _line(method: str, points: list[tuple[float, dict]]) -> Line:
+    ordered = sorted(points, key=lambda point: point[0])
+    values = [row["value"] for _, row in ordered]
+    errors = [row["stderr"] or 0.0 for _, row in ordered]
     return Line(
         METHOD_TITLES[method],
-        [positions[row["setting"]] for row in ordered],
+        [place for place, _ in ordered],
         values,
         [value - error for value, error in zip(values, errors, strict=True)],
         [value + error for value, error in zip(values, errors, strict=True)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -40,20 +41,25 @@ class Panel:
     Attributes:
         y_label: With the unit.
         lines: At most three; a label has the same style in every panel.
-        log_y: Whether y is logarithmic; otherwise it starts at 0.
+        log_y: Whether y is logarithmic.
+        from_zero: Whether a y that is not starts at 0.
         reference: Where a dashed horizontal line lies; None for none.
+        title: Above it; "" for none.
     """
 
     y_label: str
     lines: Sequence[Line]
     log_y: bool = False
+    from_zero: bool = True
     reference: float | None = None
+    title: str = ""
 
 
 def draw(
     title: str,
     x_label: str,
     panels: Sequence[Panel],
+    legend: str,
     tick_labels: Mapping[int, str] | None = None,
 ) -> dict[str, bytes]:
     """The panels side by side over the same x.
@@ -62,6 +68,7 @@ def draw(
         title: Above all.
         x_label: Of every panel's x.
         panels: In order.
+        legend: What the shaded bands and dashed lines are.
         tick_labels: Names of the positions, at equal distances; None: x are numbers, on a
             logarithmic axis.
 
@@ -77,7 +84,7 @@ def draw(
     handles: dict[str, Any] = {}
     with style():
         figure = Figure(figsize=(3.6 * len(panels), 3.4), layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(textwrap.fill(title, 40 * len(panels)))
         all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, panel in zip(all_axes, panels, strict=True):
             for line in panel.lines:
@@ -85,9 +92,10 @@ def draw(
                 (handles[line.label],) = axes.plot(line.x, line.y, color=colour, marker=marker)
                 axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.25, lw=0)
             axes.set(xlabel=x_label, ylabel=panel.y_label)
+            axes.set_title(panel.title, fontsize=9)
             if tick_labels is None:
                 axes.set_xscale("log")
-                ticks = sorted({x for line in panel.lines for x in line.x})
+                ticks = _apart({x for line in panel.lines for x in line.x})
                 axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
             else:
                 axes.set_xticks(list(tick_labels), list(tick_labels.values()))
@@ -98,12 +106,22 @@ def draw(
                 axes.set_yscale("log")
                 axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.yaxis.set_minor_formatter(NullFormatter())
-            else:
+            elif panel.from_zero:
                 axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
             axes.grid(alpha=0.25)
-        figure.legend(handles.values(), labels, loc="outside lower center", ncols=len(labels))
+        place = {"loc": "outside lower center", "ncols": len(labels)}
+        figure.legend(handles.values(), labels, title=textwrap.fill(legend, 48 * len(panels)), **place)
         return images_of(figure)
+
+
+def _apart(values: set[float]) -> list[float]:
+    """The values from the least on, without those too near to the one before to be labelled."""
+    kept: list[float] = []
+    for value in sorted(values):
+        if not kept or value >= 1.3 * kept[-1]:
+            kept.append(value)
+    return kept
 
 
 def style() -> AbstractContextManager[None]:
@@ -116,11 +134,13 @@ def style() -> AbstractContextManager[None]:
 
 
 def images_of(figure: Figure) -> dict[str, bytes]:
-    """Format ("svg", "png") -> the file's content, without a date; inside `style`."""
+    """Format ("svg", "png") -> the file's content, with its title and no date; inside `style`."""
     images = {}
+    metadata: dict[str, str | None]
     for kind in ("svg", "png"):
         buffer = io.BytesIO()
         metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        metadata["Title"] = " ".join(figure.get_suptitle().split())
         figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
         images[kind] = buffer.getvalue()
     return images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ def draw_heat_maps(title: str, maps: Sequence[HeatMap]) -> dict[str, bytes]:
     largest = max(share for each in maps for row in each.shares for share in row)
     with style():
         figure = Figure(figsize=(1.2 + 2.1 * len(maps), 4.2), layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(textwrap.fill(title, 15 + 25 * len(maps)))
         axes = figure.subplots(2, len(maps), squeeze=False, sharex=True, height_ratios=(3, 1))
         for column, each in enumerate(maps):
             upper, lower = axes[0][column], axes[1][column]

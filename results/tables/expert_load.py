@@ -36,7 +36,8 @@ def _with_load(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -
     figures: dict[str, bytes] = {}
     for setting, record in found:
         stem = f"expert-load-{record.spec.model}-{record.spec.method}-{_coefficient(setting)}"
-        images = draw_heat_maps(_title(setting, record), _maps(record))
+        title = f"Load of the experts, measured: {_title(setting, record)}"
+        images = draw_heat_maps(title, _maps(record))
         figures |= {f"{stem}.{kind}": data for kind, data in images.items()}
     markdown = "\n\n".join(part for part in parts if part)
     rows = [row for setting, record in found for row in _rows(setting, record, rendered.rows)]

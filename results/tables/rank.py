@@ -16,5 +16,7 @@ TABLE = AccuracyTable(
     main="r=16",
     methods=("mixlora", "mixdora"),
     tasks=("arc-e", "arc-c", "boolq", "obqa"),
-    finish=pictured("Accuracy by rank of the experts", "rank"),
+    finish=pictured(
+        "Accuracy by rank of the experts", "rank", "Accuracy by trainable parameters, rank by rank"
+    ),
 )

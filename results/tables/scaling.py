@@ -228,7 +228,8 @@ def _sweep_figure(request: MeasureRequest, sweep: Sweep, found: _Found) -> dict[
     panels = [panel for panel in panels if any(line.x for line in panel.lines)]
     if not panels:
         return {}
-    return draw(f"Fused MixLoRA by {sweep.label}: {request.shape}", sweep.label, panels)
+    title = f"Fused MixLoRA by {sweep.label}: {request.shape}"
+    return draw(title, sweep.label, panels, "shaded: quartiles over runs; dashed: LoRA r = 80")
 
 
 TABLE = MeasuredTable(

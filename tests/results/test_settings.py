@@ -197,8 +197,10 @@ def test_an_ablation_is_drawn_measured_beside_reported(tmp_path: Path) -> None:
     rendered.write(tmp_path)
     svg = (tmp_path / "figures" / "rank.svg").read_text()
     for text in (
-        "tiny, measured: accuracy (avg of 1), %",
-        "llama2-7b, reported: accuracy (avg), %",
+        "tiny, measured",
+        "accuracy (avg of 1), %",
+        "llama2-7b, reported",
+        "accuracy (avg), %",
         "32",
     ):
         assert text in svg
