@@ -111,7 +111,9 @@ def draw(
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
             axes.grid(alpha=0.25)
         place = {"loc": "outside lower center", "ncols": len(labels)}
-        figure.legend(handles.values(), labels, title=textwrap.fill(legend, 48 * len(panels)), **place)
+        figure.legend(
+            handles.values(), labels, title=textwrap.fill(legend, 48 * len(panels)), **place
+        )
         return images_of(figure)
 
 

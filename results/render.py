@@ -281,7 +281,7 @@ def _notes(request: Request, outcome: Outcome) -> list[str]:
         f"majority-class level ({levels})",
         "p: of a sign-flip test on the same examples, as it is; bold: better or worse with p < "
         f"{_SIGNIFICANT} after Holm's correction for all such tests of the model",
-        f"{DASH} no number",
+        f"{DASH}: no number",
     ]
     if len(request.seeds) > 1:
         notes.append("accuracies are means over seeds; s: standard deviation over them, in points")

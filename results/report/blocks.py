@@ -189,7 +189,9 @@ def _whole(grid: Grid) -> str:
 
 def _text(node: SyntaxTreeNode) -> str:
     """The words alone, without emphasis."""
-    words = [each.content if each.type == "text" else " " for each in node.walk() if not each.children]
+    words = [
+        each.content if each.type == "text" else " " for each in node.walk() if not each.children
+    ]
     return "".join(words).strip()
 
 

@@ -1,7 +1,7 @@
 """Puts the tables and figures of an output directory into one HTML page. Torch-free.
 
-The page is complete in itself: style and script are inlined and allowed by their hashes, figures are
-data, and its policy forbids to load anything. The same files give the same bytes.
+The page is complete in itself: style and script are inlined and allowed by their hashes, figures
+are data, and its policy forbids to load anything. The same files give the same bytes.
 """
 
 from __future__ import annotations

@@ -34,11 +34,13 @@ from .test_settings import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEED = ROOT / "results" / "reference" / "speed"
-TAGS = set(
-    "html head meta title style body header h1 h2 h3 h4 p ul ol li span fieldset legend label input "
-    "nav a main section div table thead tbody tr th td strong em figure img figcaption details "
-    "summary dl dt dd code script".split()
-)
+#: All that a report is made of; text from data makes no others.
+TAGS = {
+    *("html", "head", "meta", "title", "style", "script", "body", "header", "nav", "main"),
+    *("section", "h1", "h2", "h3", "h4", "p", "ul", "ol", "li", "div", "span", "a", "code"),
+    *("fieldset", "legend", "label", "input", "table", "thead", "tbody", "tr", "th", "td"),
+    *("strong", "em", "figure", "img", "figcaption", "details", "summary", "dl", "dt", "dd"),
+}
 
 
 def test_all_cells_figures_and_numbers_are_there(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_hostile_text_is_text(tmp_path: Path) -> None:
     for tag, attributes in page.tags:
         assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
     assert all(href.startswith(("#", "data:")) for href in page.hrefs)
-    for tag, count in {"h2": 1, "h3": 1, "th": 3, "td": 1, "li": 2, "dt": 3, "code": 1}.items():
+    for tag, count in {"h2": 1, "h3": 1, "th": 3, "td": 1, "li": 2, "dt": 2, "code": 1}.items():
         assert sum(HOSTILE in text for text in page.texts[tag]) >= count, tag
     alt = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert HOSTILE.replace("&lt;", "<") in alt[0]

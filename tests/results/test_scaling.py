@@ -142,6 +142,7 @@ def test_out_of_memory_is_printed_and_figures_are_drawn(tmp_path: Path) -> None:
     root = ElementTree.parse(images[0]).getroot()
     texts = {element.text for element in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {"rank", "32", "latency, us per token", "memory above weights, GB"} <= texts
+    assert "shaded: quartiles over runs; dashed: LoRA r = 80" in texts
     assert plan.render(records).figures == rendered.figures
 
 

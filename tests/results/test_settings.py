@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -205,4 +206,10 @@ def test_an_ablation_is_drawn_measured_beside_reported(tmp_path: Path) -> None:
     ):
         assert text in svg
     assert rendered.figures["rank.png"].startswith(b"\x89PNG")
+    svg = rendered.figures["rank-parameters.svg"].decode()
+    # Table 8's "# Params", and 1,000 of 100,000; the legend says what the bands are.
+    texts = set(re.findall(r">([^<]+)</text>", svg))
+    assert {"0.38", "0.74", "1.46", "2.91", "5.8", "1"} <= texts
+    assert "trainable parameters, % of the model" in texts
+    assert any(text.startswith("shaded: standard error over examples") for text in texts)
     assert plan._render(Outcome()).figures.keys() == rendered.figures.keys()  # the paper's alone
