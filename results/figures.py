@@ -110,9 +110,12 @@ def draw(
                 axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
             axes.grid(alpha=0.25)
-        place = {"loc": "outside lower center", "ncols": len(labels)}
         figure.legend(
-            handles.values(), labels, title=textwrap.fill(legend, 48 * len(panels)), **place
+            handles.values(),
+            labels,
+            loc="outside lower center",
+            ncols=len(labels),
+            title=textwrap.fill(legend, 48 * len(panels)),
         )
         return images_of(figure)
 

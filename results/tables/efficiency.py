@@ -145,8 +145,12 @@ def _row_numbers(request: MeasureRequest, row: MethodRow, records: Records) -> l
 def _render(request: MeasureRequest, rows: list[MethodRow], records: Records) -> Rendered:
     frame = _compare(request, rows, records)
     methods = None if len(rows) == len(ROWS) else [row.name for row in rows]
-    facts = {"table": "efficiency", "command": request.command("efficiency", methods=methods)}
-    facts |= {"model": request.title} | provenance(records)
+    facts = {
+        "table": "efficiency",
+        "command": request.command("efficiency", methods=methods),
+        "model": request.title,
+        **provenance(records),
+    }
     facts["adapters"] = {row.name: row.settings for row in rows}
     parts = [
         "# Latency and memory (Tables 6 and 7 of arXiv 2404.15159)",

@@ -161,8 +161,12 @@ def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> R
     rows = long_rows(frame_of(numbers, SCALING_COLUMNS))
     found = {(row["sweep"], row["point"], row["setting"], row["metric"]): row for row in rows}
     asked = None if len(sweeps) == len(SWEEPS) else [sweep.name for sweep in sweeps]
-    facts = {"table": "scaling", "command": request.command("scaling", sweeps=asked)}
-    facts |= {"model": request.title} | provenance(records)
+    facts = {
+        "table": "scaling",
+        "command": request.command("scaling", sweeps=asked),
+        "model": request.title,
+        **provenance(records),
+    }
     facts["adapters"] = {row.name: row.settings for row in (ROWS[LORA], _FUSED)}
     name = f"scaling-{request.shape}"
     figures: dict[str, bytes] = {}
