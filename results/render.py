@@ -25,7 +25,6 @@ from .rendered import (
     DASH,
     Rendered,
     bullets,
-    command,
     distinct,
     long_rows,
     number,
@@ -313,7 +312,7 @@ def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dic
     }
     facts: dict[str, Any] = {
         "table": asked.name,
-        "command": _command(asked, request),
+        "command": request.command(asked.name, [s.name for s in asked.settings if s.title]),
         "preset": request.preset.name,
         "models": list(request.models),
         "weights": distinct(record.provenance["weights"] for record in records),
@@ -334,20 +333,3 @@ def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dic
         f"{len(outcome.unavailable)} unavailable",
     }
     return facts
-
-
-def _command(asked: AccuracyTable, request: Request) -> str:
-    return command(
-        asked.name,
-        preset=request.preset.name,
-        models=request.models,
-        methods=request.methods,
-        tasks=request.tasks,
-        seeds=request.seeds,
-        limit_train=request.limit_train,
-        limit_eval=request.limit_eval,
-        data_dir="DIR" if request.data == "directory" else None,
-        scoring=request.scoring,
-        dtype=request.dtype,
-        forward=request.forward,
-    )

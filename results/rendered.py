@@ -98,7 +98,7 @@ def command(name: str, **options: Any) -> str:
     words = ["python", "reproduce.py", "--table", name]
     for option, value in options.items():
         if value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             words += [f"--{option.replace('_', '-')}", text]
     return shlex.join(words)
 

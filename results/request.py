@@ -14,6 +14,7 @@ from tasks.names import choose
 from .methods import BASE, METHOD_TITLES
 from .presets import Preset
 from .quirks import chosen_quirks, concerning
+from .rendered import command
 from .spec import RunSpec
 from .weights import DTYPES
 
@@ -95,6 +96,30 @@ class Request:
             device=device,
             forward=choose("forward", forward, FORWARDS),
             quirks=chosen_quirks(protocol, quirks),
+        )
+
+    def command(self, table: str, settings: Sequence[str]) -> str:
+        """The command line that makes a table of this.
+
+        Args:
+            table: Its name.
+            settings: Those asked for, of a table that has several.
+        """
+        return command(
+            table,
+            preset=self.preset.name,
+            models=self.models,
+            methods=self.methods,
+            tasks=self.tasks,
+            settings=settings or None,
+            seeds=self.seeds,
+            limit_train=self.limit_train,
+            limit_eval=self.limit_eval,
+            data_dir="DIR" if self.data == "directory" else None,
+            quirk=self.quirks or None,
+            scoring=self.scoring,
+            dtype=self.dtype,
+            forward=self.forward,
         )
 
     def cell(

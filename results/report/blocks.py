@@ -103,18 +103,19 @@ def read_blocks(markdown: str, own: str) -> tuple[str, list[Block]]:
         markdown: As `Rendered` has it.
         own: Source of what is not marked by the words of `results.sources`.
     """
-    title, heading = "", ""
+    title, heading, in_provenance = "", "", False
     blocks: list[Block] = []
     lead: list[SyntaxTreeNode] = []
     for node in SyntaxTreeNode(_MARKDOWN.parse(markdown)).children:
         text = _text(node)
         if node.type == "heading":
-            if node.tag == "h2" and text == PROVENANCE:
-                break
+            in_provenance = node.tag == "h2" and text == PROVENANCE
             if node.tag == "h1" and not title:
                 title = text
                 continue
             heading = text
+        if in_provenance:
+            continue
         if node.type == "table":
             grid = _grid(node, heading, _text(lead[-1]) if lead else title, own)
             blocks.append(Block(_html(lead), grid, _whole(grid)))

@@ -100,21 +100,23 @@ def write_report(output: Path) -> Path:
 
 def _read(output: Path) -> tuple[list[Section], list[Figure]]:
     """The tables by name, and the figures that belong to none of them."""
-    names = sorted(path.stem for path in (output / "tables").glob("*.md"))
+    folder = output / "tables"
+    found = {p.stem: _json(folder / f"{p.stem}.provenance.json") for p in folder.glob("*.md")}
+    # A table of tables repeats what is there by itself.
+    names = sorted(name for name, provenance in found.items() if "tables" not in provenance)
     if not names:
-        raise ValueError(f"{output / 'tables'}: no table to report; make one with --table")
+        raise ValueError(f"{folder}: no table to report; make one with --table")
     figures: dict[str, list[Figure]] = {}
     for figure in _figures(output / "figures"):
         # A figure is named after its table, perhaps with a part of its own: the longest name wins.
         owners = [name for name in names if f"{figure.name}-".startswith(f"{name}-")]
         figures.setdefault(max(owners, key=len, default=""), []).append(figure)
-    sections = [_section(output / "tables", name, figures.get(name, [])) for name in names]
+    sections = [_section(folder, name, figures.get(name, []), found[name]) for name in names]
     return sections, figures.get("", [])
 
 
-def _section(folder: Path, name: str, figures: list[Figure]) -> Section:
+def _section(folder: Path, name: str, figures: list[Figure], provenance: dict[str, Any]) -> Section:
     rows = _json(folder / f"{name}.json")
-    provenance = _json(folder / f"{name}.provenance.json")
     # Where numbers are measured, the long form says of each that it is, or that it is reported.
     own = MEASURED if all("source" in row for row in rows) else COMPUTED
     title, blocks = read_blocks((folder / f"{name}.md").read_text(encoding="utf-8"), own)
@@ -134,8 +136,9 @@ def _figures(folder: Path) -> list[Figure]:
 
 
 def _json(path: Path) -> Any:
+    content = _bytes(path)
     try:
-        return json.loads(_bytes(path))
+        return json.loads(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -144,7 +147,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file, but there is {path.parent}'s Markdown") from None
+        raise ValueError(f"{path}: no such file, though the table's Markdown is there") from None
 
 
 def _source(name: str) -> str:

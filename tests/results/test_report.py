@@ -180,6 +180,18 @@ def test_a_row_without_a_name_goes_with_the_one_above(tmp_path: Path) -> None:
     assert sum("data-continues" in row for row in rows) == 2
 
 
+def test_what_stands_after_the_provenance_is_there_and_a_table_of_tables_is_not(
+    tmp_path: Path,
+) -> None:
+    make_plan("--table", "quirks")._render(Outcome()).write(tmp_path)
+    Rendered("all", "# All tables\n", [], {"tables": ["quirks"]}).write(tmp_path)
+    page = Page.of(tmp_path)
+    assert [tag for tag, _ in page.tags].count("section") == 1
+    assert "The quirks, and which cells each concerns" in page.texts["h3"]
+    assert any("the loss covers the padding" in text for text in page.texts["li"])
+    assert "Provenance" not in page.texts["h3"] and "none" in page.texts["dd"]
+
+
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tables: no table to report"):
         write_report(tmp_path)
@@ -206,7 +218,7 @@ def test_the_command_line_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*arguments, "--report"]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.splitlines()) == 1
-    assert "stray.json: no such file" in captured.err
+    assert "stray.provenance.json: no such file" in captured.err
 
 
 @pytest.mark.parametrize(
@@ -214,6 +226,9 @@ def test_the_command_line_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     [
         ["--table", "router-loss", "--tasks", "boolq,arc-e", "--seeds", "1,2", "--limit-eval", "9"],
         ["--table", "main", "--preset", "paper", "--models", "gemma-2b", "--forward", "vanilla"],
+        ["--table", "rank", "--settings", "r=2", "--quirk", "loss-on-pad"],
+        ["--table", "rank", "--settings", "r=16", "--protocol", "upstream"],
+        ["--table", "quirks", "--tasks", "obqa"],
         ["--table", "main", "--preset", "small", "--methods", "dora", "--dtype", "bfloat16"],
         ["--table", "efficiency", "--shape", "gemma-2b", "--tokens", "2x7", "--methods", "dora"],
         ["--table", "scaling", "--sweeps", "r,top_k", "--runs", "3", "--layers", "2"],
