@@ -143,7 +143,7 @@ def _grid(node: SyntaxTreeNode, heading: str, label: str, own: str) -> Grid:
     column_sources = [(column or own) if differ else "" for column in columns]
     # The first column names the rows, whoever the numbers come from.
     column_sources[0] = ""
-    for index in range(len(headings)):
+    for index in range(1, len(headings)):
         if bracketed and any(_split(cells[index])[1] for cells in texts):
             column_sources[index] = ""
     found = []
@@ -151,7 +151,7 @@ def _grid(node: SyntaxTreeNode, heading: str, label: str, own: str) -> Grid:
         # What a row states holds for all of its cells.
         sources = [""] * len(cells) if stated else column_sources
         filled = [
-            _cell(inner, text, source, bracketed)
+            _cell(inner, text, source, bracketed and inner is not row.children[0])
             for inner, text, source in zip(row.children, cells, sources, strict=True)
         ]
         found.append(Row(filled, stated or ("" if differ else own), continues=not cells[0]))
