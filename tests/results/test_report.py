@@ -89,16 +89,16 @@ def test_every_reported_number_is_marked_and_no_other(tmp_path: Path) -> None:
     assert "77.8 ± 4.4" in measured and "1,000" in measured
 
 
-@pytest.mark.parametrize("name", ["efficiency-llama2-7b", "efficiency-smollm2-135m"])
-def test_brackets_and_blocks_of_measurements(name: str, tmp_path: Path) -> None:
-    for path in (SPEED / "tables").glob(f"{name}.*"):
-        (tmp_path / "tables").mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / "tables")
+@pytest.mark.parametrize("shape", ["llama2-7b", "smollm2-135m"])
+def test_brackets_and_blocks_of_measurements(shape: str, tmp_path: Path) -> None:
+    shutil.copytree(SPEED / "measurements", tmp_path / "measurements")
+    arguments = ["--table", "efficiency", "--shape", shape, "--render-only"]
+    assert main([*arguments, "--output", str(tmp_path)]) == 0
     text = write_report(tmp_path).read_text()
     brackets = re.findall(r'<span class="reported">\(([\d.,]+)\)</span>', text)
     cells = [c for table in Page.of(tmp_path).tables["table-1"] for row in table for c in row]
     shown = numbers({c.text for c in cells if c.source == "reported"} | set(brackets))
-    rows = json.loads((tmp_path / "tables" / f"{name}.json").read_text())
+    rows = json.loads((tmp_path / "tables" / f"efficiency-{shape}.json").read_text())
     ratios = [r for r in rows if r["source"] == "reported" and r["metric"].endswith("_ratio")]
     assert len(ratios) >= 20
     assert shown == {f"{row['value']:.1f}" for row in ratios}
