@@ -31,6 +31,9 @@ def install_aux_loss(model: nn.Module) -> None:
     scored tokens, so that the accumulated value is their mean.
 
     In a packed batch every adapter has an auxiliary loss of its own, over its own rows.
+
+    A forward in training whose caller makes a loss of his own out of log-probabilities (TRL's
+    trainers do) raises a ValueError, as he would train without the auxiliary loss.
     """
     tap = getattr(model, _TAP, None)
     installed = tap is not None
@@ -63,6 +66,12 @@ def install_aux_loss(model: nn.Module) -> None:
         aux_loss = _aux_loss(module, kept, trainable, arguments)
         if aux_loss is None:
             return output
+        if module.training and torch.is_grad_enabled() and hasattr(output, "log_probs"):
+            raise ValueError(
+                "TRL's fused LM head leaves the router's auxiliary loss out: set compute_loss = "
+                "transformers.Trainer.compute_loss in a subclass of the trainer, or "
+                "router_aux_loss_coef=0"
+            )
         if isinstance(output, tuple):
             return (output[0] + aux_loss.to(output[0].dtype), *output[1:])
         output.loss = output.loss + aux_loss.to(output.loss.dtype)
