@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .layer import MixLoraFfn
 from .packed import PACKING, Packing, own_num_items
-from .router import RouterTap, load_balancing_loss
+from .router import RouterTap, load_balancing_loss, z_loss
 
 _TAP = "_mixlora_router_tap"
 _BY_ROW = ("attention_mask", "labels", "shift_labels")
@@ -24,8 +24,9 @@ _BY_ROW = ("attention_mask", "labels", "shift_labels")
 def install_aux_loss(model: nn.Module) -> None:
     """Make ``outputs.loss`` of a transformers model include the auxiliary loss of all its blocks.
 
-    The auxiliary loss of a batch is ``router_aux_loss_coef * load_balancing_loss`` over the logits
-    of all layers, padding left out, in training and in evaluation (as transformers' Mixtral does).
+    The auxiliary loss of a batch is ``router_aux_loss_coef * load_balancing_loss`` (and with
+    ``routing="switch"`` the z-loss) over the logits of all layers, padding left out, in training
+    and in evaluation (as transformers' Mixtral does).
     When the caller normalises the loss over several batches (``num_items_in_batch``, as the Trainer
     does under gradient accumulation), the batch's auxiliary loss is weighted by its share of the
     scored tokens, so that the accumulated value is their mean.
@@ -104,7 +105,7 @@ def _aux_loss(
     total: Tensor | None = None
     for adapter_name, logits in kept.items():
         config = model.peft_config[adapter_name]
-        if config.router_aux_loss_coef == 0:
+        if config.router_aux_loss_coef == 0 and not _has_z_loss(config):
             continue
         if model.training and torch.is_grad_enabled():
             _check_gradient(logits, trainable[adapter_name])
@@ -114,14 +115,26 @@ def _aux_loss(
         mask = token_mask(own.get("attention_mask"), len(logits[0]))
         if mask is not None:
             mask = mask.to(device).repeat(len(logits))
-        loss = load_balancing_loss(
-            torch.cat([layer.to(device) for layer in logits]), config.top_k, mask
-        )
-        loss = config.router_aux_loss_coef * loss * _share_of_batch(own)
+        every = torch.cat([layer.to(device) for layer in logits])
+        loss = _router_loss(config, every, mask) * _share_of_batch(own)
         total = loss if total is None else total + loss
         if packing is not None and adapter_name in packing.losses:
             packing.losses[adapter_name] = packing.losses[adapter_name] + loss.detach()
     return total
+
+
+def _has_z_loss(config: Any) -> bool:
+    return config.routing == "switch" and config.router_z_loss_coef > 0
+
+
+def _router_loss(config: Any, logits: Tensor, mask: Tensor | None) -> Tensor:
+    """The losses of an adapter's kind of routing, by their coefficients."""
+    top_k = 1 if config.routing == "switch" else config.top_k
+    top_p = config.top_p if config.routing == "top_p" else None
+    loss = config.router_aux_loss_coef * load_balancing_loss(logits, top_k, mask, top_p)
+    if _has_z_loss(config):
+        loss = loss + config.router_z_loss_coef * z_loss(logits, mask)
+    return loss
 
 
 def _check_gradient(logits: list[Tensor], trainable: list[bool]) -> None:

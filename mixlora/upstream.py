@@ -13,6 +13,9 @@ What it cannot hold, or the package does otherwise:
   act as MixLoRA. They are read that way (and can then be trained), and MixDoRA is not written.
 - The package refuses a dropout of 0, and its experts drop in evaluation too: adapters are written
   with a dropout too small to drop anything, which is read as 0.
+- The package itself knows ``mixlora`` routing alone, which is all that is written. MoE-PEFT's
+  ``mixlora-dynamic`` is read too (`TopPRouter`); its ``mixlora-switch`` does nothing in evaluation
+  and is refused.
 - Experts of another rank or scale than the attention's adapters, noise on the router's input, and
   rank-stabilised scales are refused.
 """
@@ -49,10 +52,13 @@ _FIELDS = {
     "target_modules": "target_modules",
     "num_experts": "num_experts",
     "top_k": "top_k",
+    "top_p": "top_p",
     "use_dora": "use_dora",
     "router_aux_loss_coef": "router_aux_loss_coef",
     "router_init_range": "router_init_std",
 }
+#: Our name of each of their kinds of routing.
+_ROUTINGS = {"mixlora": "top_k", "mixlora-dynamic": "top_p"}
 _REQUIRED = (
     "base_model_name_or_path",
     "task_type",
@@ -67,11 +73,12 @@ _REQUIRED = (
 #: The values that we can honour, where there is a choice.
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "peft_type": (str(PEFT_TYPE),),
-    "routing_strategy": ("mixlora",),
+    "routing_strategy": tuple(_ROUTINGS),
     "task_type": ("CAUSAL_LM", "QUESTION_ANS"),  # the package runs both as language models
     "bias": ("none",),
     "use_rslora": (False,),
     "jitter_noise": (0,),
+    "temperature": (0,),  # it would divide probabilities
     "router_loss": (True, False),
 }
 #: Of how the weights came about, which says nothing about how they are used.
@@ -149,18 +156,21 @@ def save(model: PeftModel, path: str | Path, adapter_name: str = "default") -> N
         )
     if config.use_dora:
         raise ValueError("use_dora=True: the authors' format has no place for DoRA's magnitudes")
+    if config.routing != "top_k":
+        raise ValueError(f"routing={config.routing!r}: the authors' package knows top_k alone")
     if config.lora_alpha != int(config.lora_alpha):
         raise ValueError(f"lora_alpha={config.lora_alpha}: their format has whole numbers only")
     if not config.base_model_name_or_path:
         raise ValueError("base_model_name_or_path=None: the package loads the base by this name")
-    settings = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+    settings: dict[str, Any] = {name: getattr(config, ours) for name, ours in _FIELDS.items()}
+    del settings["top_p"]
     settings |= {
         "base_model_name_or_path": config.base_model_name_or_path,
         "lora_alpha": int(config.lora_alpha),
         "lora_dropout": _LEAST_DROPOUT,
         "target_modules": sorted(config.target_modules or ()),
         "router_aux_loss_coef": float(config.router_aux_loss_coef),
-        "router_init_range": float(config.router_init_std),
+        "router_init_range": float(settings["router_init_range"]),
         "peft_type": str(PEFT_TYPE),
         "routing_strategy": "mixlora",
         "task_type": "CAUSAL_LM",
@@ -251,6 +261,7 @@ def _to_config(settings: dict[str, Any], file: Path, inference_mode: bool) -> Mi
                 f"{file}: expert_lora.{name}={value!r}: expected {settings.get(name)!r}, as outside"
             )
     values = {ours: settings[theirs] for theirs, ours in _FIELDS.items() if theirs in settings}
+    values["routing"] = _ROUTINGS[settings["routing_strategy"]]
     if isinstance(values["target_modules"], dict):
         values["target_modules"] = [n for n, chosen in values["target_modules"].items() if chosen]
     if values["lora_dropout"] == _LEAST_DROPOUT:

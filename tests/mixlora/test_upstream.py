@@ -72,7 +72,18 @@ def write_adapter(folder: Path, **settings: Any) -> dict[str, Tensor]:
     return weights
 
 
-def ffn_by_hand(mlp: Any, weights: dict[str, Tensor], prefix: str, hidden: Tensor) -> Tensor:
+def shares(p: list[float], top_p: float | None) -> dict[int, float]:
+    """What share of a token each of its experts has, by its router's probabilities."""
+    ranked = sorted(range(EXPERTS), key=lambda e: -p[e])
+    if top_p is None:
+        return {e: p[e] / (p[ranked[0]] + p[ranked[1]]) for e in ranked[:2]}
+    count = next(n for n in range(1, EXPERTS + 1) if sum(p[e] for e in ranked[:n]) > top_p)
+    return {e: p[e] for e in ranked[:count]}
+
+
+def ffn_by_hand(
+    mlp: Any, weights: dict[str, Tensor], prefix: str, top_p: float | None, hidden: Tensor
+) -> Tensor:
     """The mixture of each token by itself."""
 
     def project(name: str, expert: int, x: Tensor) -> Tensor:
@@ -83,16 +94,15 @@ def ffn_by_hand(mlp: Any, weights: dict[str, Tensor], prefix: str, hidden: Tenso
     outputs = []
     for x in hidden.reshape(-1, 32):
         p = torch.softmax(weights[f"{prefix}.moe_gate.weight"] @ x, dim=0).tolist()
-        chosen = sorted(range(EXPERTS), key=lambda e: -p[e])[:2]
         y = torch.zeros(32)
-        for e in chosen:
+        for e, share in shares(p, top_p).items():
             inner = torch.nn.functional.silu(project("gate_proj", e, x)) * project("up_proj", e, x)
-            y += p[e] / sum(p[c] for c in chosen) * project("down_proj", e, inner)
+            y += share * project("down_proj", e, inner)
         outputs.append(y)
     return torch.stack(outputs).view(hidden.shape)
 
 
-def by_hand(weights: dict[str, Tensor]) -> Tensor:
+def by_hand(weights: dict[str, Tensor], top_p: float | None = None) -> Tensor:
     """Logits of the plain model with its attention's weights adapted and its FFNs by hand."""
     model = make_model()
     for index, layer in enumerate(model.model.layers):
@@ -101,7 +111,7 @@ def by_hand(weights: dict[str, Tensor]) -> Tensor:
             key = f"{prefix}.self_attn.{name}"
             update = weights[f"{key}.lora_B.weight"] @ weights[f"{key}.lora_A.weight"]
             getattr(layer.self_attn, name).weight.data += SETTINGS["lora_alpha"] / RANK * update
-        layer.mlp.forward = partial(ffn_by_hand, layer.mlp, weights, f"{prefix}.mlp")
+        layer.mlp.forward = partial(ffn_by_hand, layer.mlp, weights, f"{prefix}.mlp", top_p)
     return logits(model)
 
 
@@ -116,6 +126,14 @@ def test_their_adapter_gives_the_logits_worked_out_by_hand(use_dora: bool, tmp_p
     assert not any(parameter.requires_grad for parameter in model.parameters())
     config: Any = model.peft_config["default"]
     assert (config.lora_dropout, config.use_dora) == (0.05, use_dora)
+
+
+def test_their_dynamic_routing(tmp_path: Path) -> None:
+    settings = {"routing_strategy": "mixlora-dynamic", "top_p": 0.6, "temperature": 0.0}
+    weights = write_adapter(tmp_path, **settings)
+    model = upstream.load(tmp_path, make_model())
+    assert relative_error(logits(model), by_hand(weights, top_p=0.6)) < 1e-5
+    assert relative_error(logits(model), by_hand(weights)) > 1e-2
 
 
 def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
@@ -173,7 +191,9 @@ def test_their_mixdora_trains_on_from_its_norms(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"peft_type": "LORA"}, "peft_type='LORA': expected 'MIXLORA'"),
-        ({"routing_strategy": "mola"}, "routing_strategy='mola': expected 'mixlora'"),
+        ({"routing_strategy": "mola"}, "routing_strategy='mola': expected 'mixlora' or"),
+        ({"routing_strategy": "mixlora-switch"}, "expected 'mixlora' or 'mixlora-dynamic'$"),
+        ({"temperature": 0.5}, "temperature=0.5: expected 0"),
         ({"task_type": "SEQ_CLS"}, "task_type='SEQ_CLS': expected 'CAUSAL_LM' or 'QUESTION_ANS'"),
         ({"bias": "all"}, "bias='all': expected 'none'"),
         ({"use_rslora": True}, "use_rslora=True: expected False"),
@@ -279,6 +299,7 @@ def test_a_config_that_cannot_be_read(content: str | None, message: str, tmp_pat
     ("settings", "message"),
     [
         ({"use_dora": True}, "use_dora=True: .* no place for DoRA's magnitudes"),
+        ({"routing": "top_p"}, "routing='top_p': the authors' package knows top_k alone"),
         ({"lora_alpha": 2.5}, r"lora_alpha=2\.5: .*whole numbers"),
         ({}, "base_model_name_or_path=None"),
     ],
