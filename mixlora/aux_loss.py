@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .layer import MixLoraFfn
 from .packed import PACKING, Packing, own_num_items
-from .router import RouterTap, load_balancing_loss
+from .router import RouterTap, load_balancing_loss, z_loss
 
 _TAP = "_mixlora_router_tap"
 _BY_ROW = ("attention_mask", "labels", "shift_labels")
@@ -24,14 +24,17 @@ _BY_ROW = ("attention_mask", "labels", "shift_labels")
 def install_aux_loss(model: nn.Module) -> None:
     """Make ``outputs.loss`` of a transformers model include the auxiliary loss of all its blocks.
 
-    The auxiliary loss of a batch is ``router_aux_loss_coef * load_balancing_loss`` over the logits
-    of all layers, padding left out (but for ``aux_loss_over_padding``), in training and in
-    evaluation (as transformers' Mixtral does).
+    The auxiliary loss of a batch is ``router_aux_loss_coef * load_balancing_loss`` (and with
+    ``routing="switch"`` the z-loss) over the logits of all layers, padding left out (but for
+    ``aux_loss_over_padding``), in training and in evaluation (as transformers' Mixtral does).
     When the caller normalises the loss over several batches (``num_items_in_batch``, as the Trainer
     does under gradient accumulation), the batch's auxiliary loss is weighted by its share of the
     scored tokens, so that the accumulated value is their mean.
 
     In a packed batch every adapter has an auxiliary loss of its own, over its own rows.
+
+    A forward in training whose caller makes a loss of his own out of log-probabilities (TRL's
+    trainers do) raises a ValueError, as he would train without the auxiliary loss.
     """
     tap = getattr(model, _TAP, None)
     installed = tap is not None
@@ -64,6 +67,12 @@ def install_aux_loss(model: nn.Module) -> None:
         aux_loss = _aux_loss(module, kept, trainable, arguments)
         if aux_loss is None:
             return output
+        if module.training and torch.is_grad_enabled() and hasattr(output, "log_probs"):
+            raise ValueError(
+                "TRL's fused LM head leaves the router's auxiliary loss out: set compute_loss = "
+                "transformers.Trainer.compute_loss in a subclass of the trainer, or "
+                "router_aux_loss_coef=0"
+            )
         if isinstance(output, tuple):
             return (output[0] + aux_loss.to(output[0].dtype), *output[1:])
         output.loss = output.loss + aux_loss.to(output.loss.dtype)
@@ -96,7 +105,7 @@ def _aux_loss(
     total: Tensor | None = None
     for adapter_name, logits in kept.items():
         config = model.peft_config[adapter_name]
-        if config.router_aux_loss_coef == 0:
+        if config.router_aux_loss_coef == 0 and not _has_z_loss(config):
             continue
         if model.training and torch.is_grad_enabled():
             _check_gradient(logits, trainable[adapter_name])
@@ -108,14 +117,26 @@ def _aux_loss(
             mask = token_mask(own.get("attention_mask"), len(logits[0]))
         if mask is not None:
             mask = mask.to(device).repeat(len(logits))
-        loss = load_balancing_loss(
-            torch.cat([layer.to(device) for layer in logits]), config.top_k, mask
-        )
-        loss = config.router_aux_loss_coef * loss * _share_of_batch(own)
+        every = torch.cat([layer.to(device) for layer in logits])
+        loss = _router_loss(config, every, mask) * _share_of_batch(own)
         total = loss if total is None else total + loss
         if packing is not None and adapter_name in packing.losses:
             packing.losses[adapter_name] = packing.losses[adapter_name] + loss.detach()
     return total
+
+
+def _has_z_loss(config: Any) -> bool:
+    return config.routing == "switch" and config.router_z_loss_coef > 0
+
+
+def _router_loss(config: Any, logits: Tensor, mask: Tensor | None) -> Tensor:
+    """The losses of an adapter's kind of routing, by their coefficients."""
+    top_k = 1 if config.routing == "switch" else config.top_k
+    top_p = config.top_p if config.routing == "top_p" else None
+    loss = config.router_aux_loss_coef * load_balancing_loss(logits, top_k, mask, top_p)
+    if _has_z_loss(config):
+        loss = loss + config.router_z_loss_coef * z_loss(logits, mask)
+    return loss
 
 
 def _check_gradient(logits: list[Tensor], trainable: list[bool]) -> None:

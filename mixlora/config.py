@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftConfig
 
 from .ffn import split_targets
 from .moe import FORWARDS
+from .router import ROUTINGS
 
 
 class _MixLoraType(str):
@@ -67,8 +68,28 @@ class MixLoraConfig(PeftConfig):
         default=False,
         metadata={"help": "Balance the load of padding too, as the authors' first releases did"},
     )
-    router_init_std: float = field(
-        default=0.02, metadata={"help": "Standard deviation of the router's init"}
+    router_init_std: float | None = field(
+        default=None,
+        metadata={
+            "help": "Standard deviation of the router's init. None: 0.02, for routing='switch' 1"
+        },
+    )
+    routing: str = field(
+        default="top_k",
+        metadata={
+            "help": "top_k: the paper's; top_p and switch: the released code's mixlora-dynamic and "
+            "mixlora-switch, see router.py"
+        },
+    )
+    top_p: float = field(
+        default=0.8, metadata={"help": "routing='top_p': experts are taken up to this probability"}
+    )
+    expert_capacity: int = field(
+        default=32,
+        metadata={"help": "routing='switch': tokens of a row that an expert takes at most"},
+    )
+    router_z_loss_coef: float = field(
+        default=0.001, metadata={"help": "routing='switch': weight of the z-loss in outputs.loss"}
     )
     forward: str = field(
         default="fused",
@@ -79,7 +100,7 @@ class MixLoraConfig(PeftConfig):
     init_lora_weights: bool = field(
         default=True,
         metadata={
-            "help": "True: B is zero, so the adapter starts as the identity. False: B is random"
+            "help": "True: B is zero, so every expert starts as the frozen FFN. False: B is random"
         },
     )
 
@@ -88,6 +109,8 @@ class MixLoraConfig(PeftConfig):
         self.peft_type = PEFT_TYPE
         if self.target_modules is not None:
             self.target_modules = _names("target_modules", self.target_modules)
+        if self.router_init_std is None:
+            self.router_init_std = 1.0 if self.routing == "switch" else 0.02
         _check_int("r", self.r, 1)
         _check_int("num_experts", self.num_experts, 1)
         _check_int("top_k", self.top_k, 1, self.num_experts, "num_experts")
@@ -95,11 +118,16 @@ class MixLoraConfig(PeftConfig):
         _check_number("lora_dropout", self.lora_dropout, least=0.0, below=1.0)
         _check_number("router_aux_loss_coef", self.router_aux_loss_coef, least=0.0)
         _check_number("router_init_std", self.router_init_std, least=0.0)
+        _check_number("top_p", self.top_p, above=0.0, most=1.0)
+        _check_int("expert_capacity", self.expert_capacity, 1)
+        _check_number("router_z_loss_coef", self.router_z_loss_coef, least=0.0)
         for name in ("use_dora", "aux_loss_over_padding", "init_lora_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
-        if self.forward not in FORWARDS:
-            raise ValueError(f"forward={self.forward!r}: expected one of {', '.join(FORWARDS)}")
+        for name, allowed in (("forward", tuple(FORWARDS)), ("routing", ROUTINGS)):
+            if getattr(self, name) not in allowed:
+                value = getattr(self, name)
+                raise ValueError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
 
     @property
     def attention_targets(self) -> frozenset[str]:
@@ -153,10 +181,13 @@ def _check_number(
     least: float | None = None,
     above: float | None = None,
     below: float = math.inf,
+    most: float = math.inf,
 ) -> None:
     bounds = [f"at least {least:g}" if least is not None else f"above {above:g}"]
     if below != math.inf:
         bounds.append(f"below {below:g}")
+    if most != math.inf:
+        bounds.append(f"at most {most:g}")
     wrong_type = (
         not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value)
     )
@@ -165,5 +196,6 @@ def _check_number(
         or (least is not None and value < least)
         or (above is not None and value <= above)
         or value >= below
+        or value > most
     ):
         raise ValueError(f"{name}={value!r}: expected a finite number {' and '.join(bounds)}")

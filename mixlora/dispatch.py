@@ -1,8 +1,8 @@
 """What the forwards of a MixLoRA block work on: the frozen FFN, each adapter's share of the tokens,
 and the pairs of a token and one of its experts.
 
-Shape legend: T tokens, D hidden size, F inner size, E experts, K experts per token, N = T * K pairs
-of a token and one of its experts, sorted by expert.
+Shape legend: T tokens, D hidden size, F inner size, E experts, K selections per token, N pairs of a
+token and one of its experts, sorted by expert: T * K, less those that the routing does not take.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ class Mixture:
         return _kept(torch.Size((len(tokens), inner_size)), self.dropout, tokens.device)
 
     def per_pair(self) -> Mixture:
-        """The same mixture as if each of the N pairs had an expert of its own; LoRA only.
+        """The same mixture as if each of the T * K pairs had an expert of its own; LoRA only.
 
-        For so few tokens that N < E: the experts that no token chose are then not even read.
+        For so few tokens that T * K < E: the experts that no token chose are then not even read.
         """
         selected = self.routing.selected
         flat = selected.flatten()
@@ -153,7 +153,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """The N = T * K (token, expert) pairs of a routing, sorted by expert, then by token.
+    """The N (token, expert) pairs that a routing takes, sorted by expert, then by token.
 
     Attributes:
         token: (N,) int64, the token of each pair.
@@ -172,10 +172,12 @@ class Dispatch:
         """Sort a routing's pairs; waits for the device, as the counts are needed on the host."""
         flat = routing.selected.flatten()
         order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=num_experts).tolist()
+        if routing.taken is not None:
+            order = order[routing.taken.flatten().index_select(0, order)]
+        expert = flat.index_select(0, order)
+        counts = torch.bincount(expert, minlength=num_experts).tolist()
         weight = routing.weights.flatten().index_select(0, order)
-        top_k = routing.selected.shape[1]
-        return cls(order // top_k, flat.index_select(0, order), weight, counts)
+        return cls(order // routing.selected.shape[1], expert, weight, counts)
 
     def groups(self) -> Iterator[tuple[int, slice]]:
         """(expert, its rows), for every expert, those without tokens included."""

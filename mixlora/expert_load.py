@@ -24,8 +24,8 @@ class ExpertLoad:
             model(**batch)
         shares = load.counts["default"] / load.counts["default"].sum(dim=1, keepdim=True)
 
-    A token counts once for each of its K experts; padding, by the attention mask, does not count.
-    Gradient checkpointing's second forward counts as little.
+    A token counts once for each expert that it goes to. Padding, by the attention mask, does not
+    count, and gradient checkpointing's second forward as little.
 
     Args:
         model: A model with MixLoRA adapters, in PEFT's wrapping or not.
@@ -90,6 +90,9 @@ class ExpertLoad:
         mask = token_mask(self._mask(adapter_name), len(selected))
         if mask is not None:
             selected = selected[mask.to(selected.device)]
+        if routing.taken is not None:
+            taken = routing.taken if mask is None else routing.taken[mask.to(selected.device)]
+            selected = selected[taken]
         found = torch.bincount(selected.flatten(), minlength=num_experts).cpu()
         if adapter_name not in self.counts:
             shape = (len(self._blocks), num_experts)

@@ -89,7 +89,17 @@ def _mix(
             _mix_masked, *arguments, use_reentrant=False, preserve_rng_state=False
         )
     down = mixture.experts.get(ffn.layout.down)
-    return mixed, None if down is None or spread is None else _times_B(spread, down)
+    low = None if down is None or spread is None else _times_B(spread, down)
+    return mixed, _with_excess_bias(ffn, mixture, low)
+
+
+def _with_excess_bias(ffn: FrozenFfn, mixture: Mixture, low: Tensor | None) -> Tensor | None:
+    """Adds ``(sum_k w_k - 1) b``: W2 runs once, and so adds its bias once, whatever w is."""
+    bias = getattr(getattr(ffn.mlp, ffn.layout.down), "bias", None)
+    if mixture.routing.taken is None or bias is None:
+        return low
+    excess = (mixture.routing.weights.sum(dim=1, keepdim=True) - 1) * bias
+    return excess if low is None else low + excess
 
 
 def _is_masked(mixture: Mixture, tokens: Tensor) -> bool:

@@ -15,7 +15,7 @@ from .experts import ProjectionExperts, new_lora, new_magnitude
 from .ffn import base_device, find_layout, projection_sizes
 from .moe import FORWARDS
 from .packed import Packing
-from .router import RouterTap, TopKRouter
+from .router import Router, RouterTap, SwitchRouter, TopKRouter, TopPRouter
 
 
 class MixLoraFfn(nn.Module, BaseTunerLayer):
@@ -66,8 +66,7 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
             if config.use_dora:
                 scaling = config.lora_alpha / config.r
                 magnitude[name] = new_magnitude(linear, lora_A[name], lora_B[name], scaling)
-        router = TopKRouter(hidden_size, config.num_experts, config.top_k, config.router_init_std)
-        self.lora_router[adapter_name] = router.to(device)
+        self.lora_router[adapter_name] = _new_router(hidden_size, config).to(device)
         self.lora_A[adapter_name] = lora_A
         self.lora_B[adapter_name] = lora_B
         if config.use_dora:
@@ -131,7 +130,9 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
         shares, start = [], 0
         for name, num_rows in rows:
             stop = start + num_rows * per_row
-            mixture = self._route(name, tokens[start:stop]) if name in self.configs else None
+            mixture = (
+                self._route(name, tokens[start:stop], per_row) if name in self.configs else None
+            )
             shares.append(Share(stop - start, mixture))
             start = stop
         if not forwards:
@@ -139,10 +140,10 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
         ffn = FrozenFfn(self.base_layer, self.layout)
         return FORWARDS[forwards.pop()](ffn, tokens, shares).reshape(hidden_states.shape)
 
-    def _route(self, adapter_name: str, tokens: Tensor) -> Mixture:
+    def _route(self, adapter_name: str, tokens: Tensor, row_length: int) -> Mixture:
         """An adapter's experts, and the way of these tokens (T, D) through them."""
         router: Any = self.lora_router[adapter_name]
-        routing = router(tokens)
+        routing = router(tokens, row_length)
         if self.router_tap.is_open:
             self.router_tap.keep(adapter_name, routing.logits, router.weight.requires_grad)
         dropout = self.configs[adapter_name].lora_dropout if self.training else 0.0
@@ -155,3 +156,13 @@ class MixLoraFfn(nn.Module, BaseTunerLayer):
             ValueError: Always.
         """
         raise ValueError("MixLoRA cannot be merged: the experts that run are chosen per token")
+
+
+def _new_router(hidden_size: int, config: MixLoraConfig) -> Router:
+    sizes = hidden_size, config.num_experts
+    init_std: Any = config.router_init_std  # a number, once the configuration is made
+    if config.routing == "top_p":
+        return TopPRouter(*sizes, config.top_p, init_std)
+    if config.routing == "switch":
+        return SwitchRouter(*sizes, config.expert_capacity, init_std)
+    return TopKRouter(*sizes, config.top_k, init_std)

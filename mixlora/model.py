@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from peft.utils.other import EMBEDDING_LAYER_NAMES
+from torch import Tensor, nn
 
 from .aux_loss import install_aux_loss
 from .config import MixLoraConfig
@@ -17,6 +18,12 @@ from .dora import LeanDoraLayer
 from .ffn import FFN_MODULE, get_family
 from .layer import MixLoraFfn
 from .packed import BASE, Packing, packed
+from .state_dict import check_fit
+
+#: What a `PeftModel` puts before the keys of the model that it wraps.
+_WRAPPING = "base_model.model."
+#: Ends of the keys of what PEFT saves along when a vocabulary was resized.
+_EMBEDDINGS = tuple(f"{name}.weight" for name in EMBEDDING_LAYER_NAMES)
 
 
 class MixLoraModel(LoraModel):
@@ -115,6 +122,28 @@ class MixLoraModel(LoraModel):
                 block.requires_grad_(False)
             block.train(target.training)
             setattr(parent, target_name, block)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What PEFT hands a checkpoint to before loading it: what does not fit is refused.
+
+        PEFT passes over missing and unknown keys, and a part that was never loaded then runs, or is
+        trained, as it was initialised.
+
+        Raises:
+            ValueError: A key is missing, unknown or has another shape.
+        """
+        own = get_peft_model_state_dict(model, None, adapter_name, save_embedding_layers=False)
+        given = {
+            key.removeprefix(_WRAPPING): value
+            for key, value in state_dict.items()
+            if not key.endswith(_EMBEDDINGS)
+        }
+        expected = {key.removeprefix(_WRAPPING): value for key, value in own.items()}
+        check_fit(f"the state dict for adapter {adapter_name!r}", given, expected)
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     def _check_merge_allowed(self) -> None:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ from mixlora import MixLoraConfig
         ("router_init_std", float("nan"), "finite"),
         ("use_dora", "yes", "True or False"),
         ("forward", "fast", "vanilla, shared, fused"),
+        ("routing", "nucleus", "top_k, top_p, switch"),
+        ("top_p", 0.0, "above 0 and at most 1"),
+        ("top_p", 1.1, "at most 1"),
+        ("expert_capacity", 0, "at least 1"),
+        ("router_z_loss_coef", -0.1, "at least 0"),
         ("target_modules", "q_proj", "list of names"),
         ("target_modules", [], "at least one"),
         ("target_modules", [1], "list of names"),
@@ -65,6 +71,9 @@ def test_round_trip_through_json(
         num_experts=experts,
         top_k=data.draw(st.integers(1, experts)),
         use_dora=data.draw(st.booleans()),
+        routing=data.draw(st.sampled_from(["top_k", "top_p", "switch"])),
+        top_p=data.draw(st.floats(0.01, 1.0)),
+        expert_capacity=data.draw(st.integers(1, 100)),
         target_modules=["up_proj", "q_proj"],
     )
     directory: Path = tmp_path_factory.mktemp("config")
@@ -75,6 +84,22 @@ def test_round_trip_through_json(
         "target_modules": None
     }
     assert set(loaded.target_modules or ()) == {"up_proj", "q_proj"}
+
+
+def test_the_routers_initialisation_is_the_released_codes() -> None:
+    stds = [MixLoraConfig(routing=r).router_init_std for r in ("top_k", "top_p", "switch")]
+    assert stds == [0.02, 0.02, 1.0]
+    assert MixLoraConfig(routing="switch", router_init_std=0.5).router_init_std == 0.5
+
+
+def test_a_config_saved_before_there_was_a_choice_is_top_k(tmp_path: Path) -> None:
+    MixLoraConfig().save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    added = ("routing", "top_p", "expert_capacity", "router_z_loss_coef")
+    file.write_text(json.dumps({k: v for k, v in settings.items() if k not in added}))
+    config: Any = PeftConfig.from_pretrained(tmp_path)
+    assert (len(settings), config.routing) == (len(json.loads(file.read_text())) + 4, "top_k")
 
 
 def test_copies() -> None:

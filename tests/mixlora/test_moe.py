@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import mixlora.by_expert
-import mixlora.fused
 from mixlora.dispatch import _kept
 from mixlora.layer import MixLoraFfn
 from mixlora.moe import FORWARDS
 
 from .models import gradients, make_block, make_mlp, randomise, relative_error, set_forward
+
+pytestmark = pytest.mark.usefixtures("middle_step")
 
 TOLERANCE = 1e-10
 LAYOUTS = ["gated", "plain", "gate_up"]
@@ -37,53 +39,52 @@ def adapted(block: MixLoraFfn, name: str, expert: int, x: Tensor) -> Tensor:
     return (magnitude / norm) * ((weight + update) @ x) + bias
 
 
+def expert_output(block: MixLoraFfn, e: int, x: Tensor) -> Tensor:
+    """The FFN of expert e for one token, eq. 6."""
+    mlp = block.base_layer
+    if hasattr(mlp, "gate_proj"):
+        hidden = F.silu(adapted(block, "gate_proj", e, x)) * adapted(block, "up_proj", e, x)
+        return adapted(block, "down_proj", e, hidden)
+    if hasattr(mlp, "gate_up_proj"):
+        both = adapted(block, "gate_up_proj", e, x)
+        half = len(both) // 2
+        return adapted(block, "down_proj", e, F.silu(both[:half]) * both[half:])
+    hidden = F.gelu(adapted(block, "fc1", e, x), approximate="tanh")
+    return adapted(block, "fc2", e, hidden)
+
+
+def expert_probabilities(block: MixLoraFfn, x: Tensor) -> Tensor:
+    return torch.exp(F.log_softmax(block.lora_router["default"].weight @ x, dim=0))
+
+
 def reference(block: MixLoraFfn, tokens: Tensor) -> Tensor:
     """MixLoRA of each token by itself, straight from eqs. 6 and 7."""
-    mlp, config = block.base_layer, block.configs["default"]
+    config = block.configs["default"]
     outputs = []
     for x in tokens:
-        probabilities = torch.exp(F.log_softmax(block.lora_router["default"].weight @ x, dim=0))
+        probabilities = expert_probabilities(block, x)
         ranked = sorted(range(config.num_experts), key=lambda e: -probabilities[e].item())
         chosen = ranked[: config.top_k]
         total = sum(probabilities[e] for e in chosen)
         output = torch.zeros_like(x)
         for e in chosen:
-            if hasattr(mlp, "gate_proj"):
-                hidden = F.silu(adapted(block, "gate_proj", e, x)) * adapted(block, "up_proj", e, x)
-                y = adapted(block, "down_proj", e, hidden)
-            elif hasattr(mlp, "gate_up_proj"):
-                both = adapted(block, "gate_up_proj", e, x)
-                half = len(both) // 2
-                y = adapted(block, "down_proj", e, F.silu(both[:half]) * both[half:])
-            else:
-                hidden = F.gelu(adapted(block, "fc1", e, x), approximate="tanh")
-                y = adapted(block, "fc2", e, hidden)
-            output = output + probabilities[e] / total * y
+            output = output + probabilities[e] / total * expert_output(block, e, x)
         outputs.append(output)
     return torch.stack(outputs)
 
 
 def reference_gradients(
-    block: MixLoraFfn, inputs: Tensor, weights: Tensor
+    block: MixLoraFfn,
+    inputs: Tensor,
+    weights: Tensor,
+    outputs: Callable[[MixLoraFfn, Tensor], Tensor] = reference,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     block.zero_grad()
     inputs = inputs.detach().clone().requires_grad_()
-    output = reference(block, inputs)
+    output = outputs(block, inputs)
     (output * weights).sum().backward()
     grads = {name: p.grad for name, p in block.named_parameters() if p.grad is not None}
     return output.detach(), {"input": inputs.grad} | grads  # type: ignore[dict-item]
-
-
-@pytest.fixture(params=["by expert", "by block", "masked"], autouse=True)
-def middle_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both computations of the fused forward at every size, and blocks of two rows (one, where an
-    input projection has the width of two); DoRA has the masked one only.
-    """
-    fewest = 10**9 if request.param == "masked" else 0
-    monkeypatch.setattr(mixlora.fused, "MIN_PAIRS_PER_EXPERT", fewest)
-    if request.param == "by block":
-        monkeypatch.setattr(mixlora.by_expert, "MAX_BLOCK", 2 * 29)
-    return request.param
 
 
 def assert_same(

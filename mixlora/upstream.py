@@ -1,0 +1,287 @@
+"""Adapters in the authors' format: of PyPI's ``mixlora`` 0.2.3, and of MoE-PEFT, which trains them.
+
+    model = upstream.load("path/of/their/adapter")  # a PeftModel, as any other
+    upstream.save(model, "path/for/them")
+
+A directory with ``adapter_config.json`` and ``adapter_model.bin``: a pickled dictionary of tensors,
+which is read by torch's ``weights_only`` reader, so nothing in it is ever run. Nothing outside this
+file knows the format's names.
+
+What it cannot hold, or the package does otherwise:
+
+- It has no DoRA magnitudes: the package computes them anew when it loads, so its MixDoRA adapters
+  act as MixLoRA. They are read that way (and can then be trained), and MixDoRA is not written.
+- The package refuses a dropout of 0, and its experts drop in evaluation too: adapters are written
+  with a dropout too small to drop anything, which is read as 0.
+- The package itself knows ``mixlora`` routing alone, which is all that is written. MoE-PEFT's
+  ``mixlora-dynamic`` is read too (`TopPRouter`); its ``mixlora-switch`` does nothing in evaluation
+  and is refused.
+- Experts of another rank or scale than the attention's adapters, noise on the router's input, and
+  rank-stabilised scales are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from .config import PEFT_TYPE, MixLoraConfig
+from .experts import new_magnitude
+from .layer import MixLoraFfn
+from .state_dict import check_fit
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.bin"
+#: What transformers calls the models that the package can run.
+MODEL_TYPES = ("llama", "gemma", "gemma2", "qwen2", "mistral", "phi", "phi3")
+
+#: Our field of each of theirs.
+_FIELDS = {
+    "r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "target_modules": "target_modules",
+    "num_experts": "num_experts",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "use_dora": "use_dora",
+    "router_aux_loss_coef": "router_aux_loss_coef",
+    "router_init_range": "router_init_std",
+}
+#: Our name of each of their kinds of routing.
+_ROUTINGS = {"mixlora": "top_k", "mixlora-dynamic": "top_p"}
+_REQUIRED = (
+    "base_model_name_or_path",
+    "task_type",
+    "peft_type",
+    "routing_strategy",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "num_experts",
+)
+#: The values that we can honour, where there is a choice.
+_ALLOWED: dict[str, tuple[Any, ...]] = {
+    "peft_type": (str(PEFT_TYPE),),
+    "routing_strategy": tuple(_ROUTINGS),
+    "task_type": ("CAUSAL_LM", "QUESTION_ANS"),  # the package runs both as language models
+    "bias": ("none",),
+    "use_rslora": (False,),
+    "jitter_noise": (0,),
+    "temperature": (0,),  # it would divide probabilities
+    "router_loss": (True, False),
+}
+#: Of how the weights came about, which says nothing about how they are used.
+_OF_TRAINING = (
+    "lora_init",
+    "router_dyn_loss_coef",
+    "entropy_index",
+    "entropy_type",
+    "entropy_eps",
+)
+_LEAST_DROPOUT = 1e-12
+
+
+def load(
+    path: str | Path,
+    model: PreTrainedModel | None = None,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+) -> PeftModel:
+    """A model with an adapter that is stored in the authors' format.
+
+    Args:
+        path: A local directory.
+        model: The frozen model; it is changed, as ``get_peft_model`` does. None: the one that the
+            adapter names, loaded by transformers.
+        adapter_name: What to call the adapter.
+        is_trainable: Whether it is to be trained on; otherwise all is frozen, in eval mode.
+
+    Raises:
+        ValueError: A file is missing or unreadable, a setting is missing, unknown or has a value
+            that we cannot honour, or a weight is missing, unknown or has a wrong shape.
+    """
+    folder = Path(path)
+    settings = _read_settings(folder / CONFIG_FILE)
+    config = _to_config(settings, folder / CONFIG_FILE, inference_mode=not is_trainable)
+    weights = _read_weights(folder / WEIGHTS_FILE)
+    base_name = settings["base_model_name_or_path"]
+    if model is None:
+        model = AutoModelForCausalLM.from_pretrained(base_name)
+    used = _activation(model)
+    if settings.get("act_fn") not in (None, used):
+        act_fn = settings["act_fn"]
+        raise ValueError(f"{folder / CONFIG_FILE}: act_fn={act_fn!r}: the model has {used!r}")
+    tuned = get_peft_model(model, config, adapter_name)
+    config.base_model_name_or_path = config.base_model_name_or_path or base_name
+    places = dict(_places(tuned, adapter_name))
+    check_fit(str(folder / WEIGHTS_FILE), weights, places)
+    for key, place in places.items():
+        place.copy_(weights[key])
+    if config.use_dora:
+        _reset_magnitudes(tuned, adapter_name)
+    return tuned if is_trainable else tuned.eval()
+
+
+def save(model: PeftModel, path: str | Path, adapter_name: str = "default") -> None:
+    """Write an adapter in the authors' format.
+
+    Args:
+        model: With the adapter.
+        path: The directory, made if need be.
+        adapter_name: Which.
+
+    Raises:
+        ValueError: The adapter is none of MixLoRA, or one that the package could not run.
+    """
+    config: Any = model.peft_config[adapter_name]
+    if not isinstance(config, MixLoraConfig):
+        kind = config.peft_type.value
+        raise ValueError(f"adapter {adapter_name!r} is of {kind}: expected {PEFT_TYPE}")
+    base: Any = model.get_base_model()
+    if base.config.model_type not in MODEL_TYPES:
+        raise ValueError(
+            f"the authors' package does not know the model type {base.config.model_type!r}; "
+            f"it knows {', '.join(MODEL_TYPES)}"
+        )
+    if config.use_dora:
+        raise ValueError("use_dora=True: the authors' format has no place for DoRA's magnitudes")
+    if config.routing != "top_k":
+        raise ValueError(f"routing={config.routing!r}: the authors' package knows top_k alone")
+    if config.lora_alpha != int(config.lora_alpha):
+        raise ValueError(f"lora_alpha={config.lora_alpha}: their format has whole numbers only")
+    if not config.base_model_name_or_path:
+        raise ValueError("base_model_name_or_path=None: the package loads the base by this name")
+    settings: dict[str, Any] = {name: getattr(config, ours) for name, ours in _FIELDS.items()}
+    del settings["top_p"]
+    settings |= {
+        "base_model_name_or_path": config.base_model_name_or_path,
+        "lora_alpha": int(config.lora_alpha),
+        "lora_dropout": _LEAST_DROPOUT,
+        "target_modules": sorted(config.target_modules or ()),
+        "router_aux_loss_coef": float(config.router_aux_loss_coef),
+        "router_init_range": float(settings["router_init_range"]),
+        "peft_type": str(PEFT_TYPE),
+        "routing_strategy": "mixlora",
+        "task_type": "CAUSAL_LM",
+        "bias": "none",
+        "act_fn": _activation(base),  # without it the package fails
+    }
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {key: place.cpu().contiguous().clone() for key, place in _places(model, adapter_name)}
+    torch.save(weights, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _places(model: PeftModel, adapter_name: str) -> Iterator[tuple[str, Tensor]]:
+    """Their key, and its place in our parameters: a view in their shape, without gradient."""
+    base: Any = model.get_base_model()
+    layers: Any = base.model.layers
+    for index, layer in enumerate(layers):
+        prefix = f"mixlora.layers.{index}"
+        for name, module in layer.self_attn.named_children():
+            if isinstance(module, LoraLayer):
+                for each in ("lora_A", "lora_B"):
+                    weight = getattr(module, each)[adapter_name].weight.detach()
+                    yield f"{prefix}.self_attn.{name}.{each}.weight", weight
+        block: Any = layer.mlp
+        yield f"{prefix}.mlp.moe_gate.weight", block.lora_router[adapter_name].weight.detach()
+        for name, experts in block.experts(adapter_name).items():
+            for expert, (A, B) in enumerate(zip(experts.lora_A, experts.lora_B, strict=True)):
+                key = f"{prefix}.mlp.{name}.experts.{expert}"
+                yield f"{key}.lora_A.weight", A.detach()
+                yield f"{key}.lora_B.weight", B.detach().T
+
+
+@torch.no_grad()
+def _reset_magnitudes(model: PeftModel, adapter_name: str) -> None:
+    """DoRA's magnitudes as the package computes them: so that they scale nothing."""
+    for module in model.modules():
+        if isinstance(module, MixLoraFfn):
+            for each in module.experts(adapter_name).values():
+                fresh = new_magnitude(each.linear, each.lora_A, each.lora_B, each.scaling)
+                if each.magnitude is not None:
+                    each.magnitude.copy_(fresh)
+        elif isinstance(module, LoraLayer):
+            layer: Any = module.lora_magnitude_vector[adapter_name]
+            parts: Any = module.lora_A, module.lora_B
+            A, B = (part[adapter_name].weight for part in parts)
+            scaling, frozen = module.scaling[adapter_name], module.get_base_layer()
+            layer.weight.copy_(layer.norms.of(frozen, A[None], B.T[None], scaling, True)[0])
+
+
+def _activation(model: Any) -> str:
+    """The name of the FFN's activation; Gemma has it under a name of its own."""
+    config = model.config
+    return getattr(config, "hidden_activation", None) or config.hidden_act
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(f"{file.parent} has no {file.name}") from error
+    except ValueError as error:  # what JSON and UTF-8 raise
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file} holds a {type(settings).__name__}: expected settings by name")
+    return settings
+
+
+def _to_config(settings: dict[str, Any], file: Path, inference_mode: bool) -> MixLoraConfig:
+    for name in _REQUIRED:
+        if name not in settings:
+            raise ValueError(f"{file} lacks {name}")
+    for name, allowed in _ALLOWED.items():
+        value = settings.get(name, allowed[0])
+        if value not in allowed:
+            expected = " or ".join(repr(each) for each in allowed)
+            raise ValueError(f"{file}: {name}={value!r}: expected {expected}")
+    known = {*_FIELDS, *_REQUIRED, *_ALLOWED, *_OF_TRAINING, "act_fn", "expert_lora"}
+    unknown = sorted(settings.keys() - known)
+    if unknown:
+        raise ValueError(f"{file} has settings that are not known: {', '.join(unknown)}")
+    expert_lora = settings.get("expert_lora", {})
+    if not isinstance(expert_lora, dict):
+        raise ValueError(f"{file}: expert_lora={expert_lora!r}: expected settings by name")
+    for name, value in expert_lora.items():
+        if settings.get(name) != value:
+            raise ValueError(
+                f"{file}: expert_lora.{name}={value!r}: expected {settings.get(name)!r}, as outside"
+            )
+    values = {ours: settings[theirs] for theirs, ours in _FIELDS.items() if theirs in settings}
+    values["routing"] = _ROUTINGS[settings["routing_strategy"]]
+    if isinstance(values["target_modules"], dict):
+        values["target_modules"] = [n for n, chosen in values["target_modules"].items() if chosen]
+    if values["lora_dropout"] == _LEAST_DROPOUT:
+        values["lora_dropout"] = 0.0
+    if not settings.get("router_loss", True):
+        values["router_aux_loss_coef"] = 0.0
+    try:
+        return MixLoraConfig(task_type="CAUSAL_LM", inference_mode=inference_mode, **values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ValueError(f"{file.parent} has no {file.name}") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        # torch's own message is a page that ends in how to run the file's code after all.
+        raise ValueError(f"{file} cannot be read as tensors alone, without running code") from error
+    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
+        raise ValueError(f"{file} is no dictionary of tensors")
+    return weights
