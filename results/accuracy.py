@@ -195,7 +195,9 @@ class AccuracyPlan:
         Raises:
             ValueError: Weights, data, prompts or a stored record cannot be used.
         """
-        checkpointing = self.options.gradient_checkpointing or self.request.preset.checkpointing
+        checkpointing = self.options.gradient_checkpointing
+        if checkpointing is None:
+            checkpointing = self.request.preset.checkpointing
         store, packed = RecordStore(self.options.output), self.options.packed
         loader = self._loader()
         return self._render(execute(self.cells, loader, store, fresh, checkpointing, packed))
@@ -293,8 +295,9 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--gradient-checkpointing",
-        action="store_true",
-        help="train in less memory and more time, to the same numbers (preset small always does)",
+        action=argparse.BooleanOptionalAction,
+        help="train in less memory and more time, to the same numbers (default: the preset's; "
+        "small does)",
     )
     add(
         "--packed",
