@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from .inputs import InputLoader
 from .packing import Pack, make_packs
-from .records import RecordStore, RunRecord, write_atomically
+from .record_files import write_atomically
+from .records import RecordStore, RunRecord
 from .spec import RunSpec, cell_id
 
 
