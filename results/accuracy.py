@@ -24,7 +24,7 @@ from .records import RecordStore, RunRecord
 from .render import render
 from .rendered import Rendered
 from .request import FORWARDS, Request, chosen, name_list, number_list
-from .spec import RunSpec
+from .spec import RunOptions, RunSpec
 from .weights import MODELS, resolve, resolve_device
 
 
@@ -142,6 +142,8 @@ class AccuracyTable:
         """
         if options.packed < 1:
             raise ValueError(f"packed is {options.packed}: expected at least 1")
+        if options.checkpoint_steps is not None and options.checkpoint_steps < 0:
+            raise ValueError(f"checkpoint-steps is {options.checkpoint_steps}: expected 0 or more")
         request = _request(self, options)
         known = [setting.name for setting in self.settings]
         wanted = {*chosen("setting", getattr(options, "settings", None), known), self.main}
@@ -195,10 +197,8 @@ class AccuracyPlan:
         Raises:
             ValueError: Weights, data, prompts or a stored record cannot be used.
         """
-        checkpointing = self.options.gradient_checkpointing or self.request.preset.checkpointing
-        store, packed = RecordStore(self.options.output), self.options.packed
-        loader = self._loader()
-        return self._render(execute(self.cells, loader, store, fresh, checkpointing, packed))
+        store, loader = RecordStore(self.options.output), self._loader()
+        return self._render(execute(self.cells, loader, store, fresh, self._run_options()))
 
     def stored(self) -> Rendered:
         """Render the newest record of every cell.
@@ -207,6 +207,15 @@ class AccuracyPlan:
             ValueError: A stored record cannot be read.
         """
         return self._render(stored(self.cells, RecordStore(self.options.output)))
+
+    def _run_options(self) -> RunOptions:
+        options, preset = self.options, self.request.preset
+        steps = options.checkpoint_steps
+        return RunOptions(
+            gradient_checkpointing=options.gradient_checkpointing or preset.checkpointing,
+            packed=options.packed,
+            checkpoint_steps=preset.checkpoint_steps if steps is None else steps,
+        )
 
     def _loader(self) -> InputLoader:
         models, path = self.request.models, self.options.model_path
@@ -295,6 +304,13 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
         "--gradient-checkpointing",
         action="store_true",
         help="train in less memory and more time, to the same numbers (preset small always does)",
+    )
+    add(
+        "--checkpoint-steps",
+        type=int,
+        metavar="N",
+        help="write the state of a training every N steps and at its end, so that a killed run "
+        "goes on from there; 0 never (default: tiny 0, small 25, paper 100)",
     )
     add(
         "--packed",

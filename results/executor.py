@@ -7,14 +7,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tqdm import tqdm
 
 from .inputs import InputLoader
-from .packing import Pack, make_packs
+from .packing import Pack, make_packs, pack_id
 from .record_files import write_atomically
 from .records import RecordStore, RunRecord
-from .spec import RunSpec, cell_id
+from .spec import RunOptions, RunSpec, cell_id
+
+#: Each cell alone, without checkpoints.
+DEFAULT_OPTIONS = RunOptions()
 
 
 @dataclass
@@ -39,8 +43,7 @@ def execute(
     loader: InputLoader,
     store: RecordStore,
     fresh: bool,
-    checkpointing: bool = False,
-    packed: int = 1,
+    options: RunOptions = DEFAULT_OPTIONS,
 ) -> Outcome:
     """Run every cell that has no record, saving each as it finishes.
 
@@ -53,8 +56,7 @@ def execute(
         loader: For their inputs.
         store: Where records are kept.
         fresh: Run cells that have a record as well.
-        checkpointing: Train in less memory and more time, to the same numbers.
-        packed: Most cells trained together, of those that can be run.
+        options: How they are run.
 
     Raises:
         ValueError: The data cannot be used, or a stored record cannot be read: nothing has been
@@ -69,41 +71,52 @@ def execute(
         else:
             outcome.unavailable[spec] = reason
 
-    waiting: list[tuple[Pack, Pack]] = []
-    for pack in make_packs(available, packed):
-        missing = []
-        for spec in pack:
-            # All inputs are read before the first cell runs: a bad row fails now, not at night.
-            record_id = cell_id(spec, loader.load(spec).fingerprints)
-            record = None if fresh else store.load(record_id)
-            if record is None:
-                missing.append(spec)
-            else:
-                outcome.records[spec] = record
+    waiting: list[_Work] = []
+    for pack in make_packs(available, options.packed):
+        # All inputs are read before the first cell runs: a bad row fails now, not at night.
+        ids = [cell_id(spec, loader.load(spec).fingerprints) for spec in pack]
+        found = [None if fresh else store.load(record_id) for record_id in ids]
+        both = list(zip(pack, found, strict=True))
+        outcome.records |= {spec: record for spec, record in both if record is not None}
+        missing = tuple(spec for spec, record in both if record is None)
+        checkpoint = store.output / "checkpoints" / f"{pack_id(ids)}.pt"
+        if fresh or not missing:
+            # The second is of a run that was killed when all was done but this.
+            checkpoint.unlink(missing_ok=True)
         if missing:
-            waiting.append((pack, tuple(missing)))
+            waiting.append(_Work(pack, missing, checkpoint))
 
     if waiting:
-        _run_packs(waiting, len(available), outcome, loader, store, checkpointing)
+        _run_packs(waiting, len(available), outcome, loader, store, options)
     return outcome
 
 
+@dataclass(frozen=True)
+class _Work:
+    """A pack, those of its cells that have no record, and where its training is kept."""
+
+    pack: Pack
+    missing: Pack
+    checkpoint: Path
+
+
 def _run_packs(
-    waiting: list[tuple[Pack, Pack]],
+    waiting: list[_Work],
     total: int,
     outcome: Outcome,
     loader: InputLoader,
     store: RecordStore,
-    checkpointing: bool,
+    options: RunOptions,
 ) -> None:
-    """Run packs, each with those of its cells that have no record; `total` cells with all done."""
+    """Run packs; `total` cells with all done."""
     # Here, because everything up to here works without loading torch.
     from .run import run_pack
 
     done = len(outcome.records)
     # A bar in a terminal; in a log, where it would be a line a step, one line a pack.
     with tqdm(total=total, initial=done, unit="cell", dynamic_ncols=True, disable=None) as bar:
-        for pack, missing in waiting:
+        for work in waiting:
+            pack, missing = work.pack, work.missing
             companions = f" and {len(pack) - 1} packed with it" if len(pack) > 1 else ""
             title = pack[0].title + companions
             bar.set_description(title)
@@ -111,10 +124,12 @@ def _run_packs(
                 print(f"cell {done + 1}/{total}: {title}", file=sys.stderr, flush=True)
             try:
                 cells = [(spec, loader.load(spec)) for spec in pack]
-                for record in run_pack(cells, missing, bar.set_postfix_str, checkpointing):
+                report = bar.set_postfix_str
+                for record in run_pack(cells, missing, report, options, work.checkpoint):
                     store.save(record)
                     outcome.records[record.spec] = record
                     outcome.computed += 1
+                work.checkpoint.unlink(missing_ok=True)
             # One pack's failure, whatever it is, must not cost the cells after it.
             except Exception as error:
                 for spec in missing:
@@ -128,7 +143,7 @@ def _run_packs(
 def _log_failure(spec: RunSpec, error: Exception, store: RecordStore) -> str:
     reason = str(error).strip().partition("\n")[0] or "no message"
     name = spec.title.replace(" ", "-").replace("/", "-") + ".log"
-    log = store.directory.parent / "logs" / name
+    log = store.output / "logs" / name
     write_atomically(log, "".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {reason} (traceback in {log})"
 

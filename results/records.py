@@ -107,6 +107,7 @@ class RecordStore:
     """
 
     def __init__(self, output: Path) -> None:
+        self.output = output
         self.directory = output / "records"
 
     def path(self, record_id: str) -> Path:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,11 +24,13 @@ from tasks.scoring import Prediction, score
 
 from . import provenance
 from .batches import TrainingSet
+from .checkpoint import Checkpoint
 from .inputs import CellInputs, EvalSet
+from .load_log import LoadLog
 from .methods import BASE, get_method
 from .quirk_effects import dropout_modules, freeze_magnitudes, reset_magnitudes
 from .records import RunRecord, TaskResult
-from .spec import RunSpec
+from .spec import RunOptions, RunSpec
 from .training import fine_tune
 from .weights import load_model
 
@@ -70,7 +73,8 @@ def run_pack(
     cells: Sequence[tuple[RunSpec, CellInputs]],
     wanted: Collection[RunSpec],
     report: Callable[[str], None],
-    checkpointing: bool = False,
+    options: RunOptions,
+    checkpoint: Path | None = None,
 ) -> Iterator[RunRecord]:
     """Run a pack of cells from the model's weights to their records.
 
@@ -78,7 +82,8 @@ def run_pack(
         cells: What to run on what: a cell alone, or those that `packing.make_packs` put together.
         wanted: The cells to be scored; all are trained.
         report: Called with short texts on how far it is.
-        checkpointing: Train in less memory and more time, to the same numbers.
+        options: How.
+        checkpoint: File that training goes on from, if it is there, and writes to.
 
     Yields:
         The record of each wanted cell when it is scored. Loading and training count with an equal
@@ -103,7 +108,8 @@ def run_pack(
     clock.lap("load", len(cells))
     training: dict[str, dict[str, Any]] = {}
     if first.method != BASE:
-        training = _train(model, tokenizer, adapters, report, checkpointing)
+        saved = _checkpoint(checkpoint, options, first, clock)
+        training = _train(model, tokenizer, adapters, report, options, saved)
         clock.lap("train", len(cells))
 
     for name, (spec, inputs) in adapters.items():
@@ -126,9 +132,7 @@ def run_pack(
             tasks=tasks,
             training=training.get(name, {}),
             seconds=dict(clock.laps),
-            provenance=provenance.collect(
-                spec.device, _device_name(spec.device), torch.get_num_threads()
-            )
+            provenance=_provenance(spec)
             | {"data": inputs.data_label, "weights": inputs.weights.label},
         )
 
@@ -138,7 +142,8 @@ def _train(
     tokenizer: Any,
     adapters: Mapping[str, tuple[RunSpec, CellInputs]],
     report: Callable[[str], None],
-    checkpointing: bool,
+    options: RunOptions,
+    checkpoint: Checkpoint | None,
 ) -> dict[str, dict[str, Any]]:
     """Fine-tune all adapters; returns the facts of each."""
     first, _ = next(iter(adapters.values()))
@@ -162,30 +167,47 @@ def _train(
     frozen_magnitude = "frozen-dora-magnitude" in first.quirks
     if frozen_magnitude:
         freeze_magnitudes(model)
-    loads: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
-
-    def on_step(step: int, steps: int) -> None:
-        report(f"step {step}/{steps}")
-        # Ten times over the training, and at its end.
-        if load is not None and (step % max(1, steps // 10) == 0 or step == steps):
-            for name, counts in load.take().items():
-                loads[name].append({"step": step, "counts": counts.tolist()})
 
     with _counting(model, first) as load:
+        log = None if load is None else LoadLog(load, list(sets))
+        if checkpoint is not None and log is not None:
+            checkpoint = checkpoint.keeping(expert_load=log)
+
+        def on_step(step: int, steps: int) -> None:
+            report(f"step {step}/{steps}")
+            if log is not None:
+                log.on_step(step, steps)
+
         facts = fine_tune(
             model,
             sets,
             first.train,
             tokenizer.pad_token_id,
             on_step,
-            checkpointing,
+            options.gradient_checkpointing,
             first.quirks,
+            checkpoint,
         )
     if frozen_magnitude:
         reset_magnitudes(model)
-    if load is None:
+    if log is None:
         return facts
-    return {name: own | {"expert_load": loads[name]} for name, own in facts.items()}
+    return {name: own | {"expert_load": log.entries[name]} for name, own in facts.items()}
+
+
+def _checkpoint(
+    path: Path | None, options: RunOptions, spec: RunSpec, clock: _Clock
+) -> Checkpoint | None:
+    if path is None:
+        return None
+    made_by = {
+        key: value for key, value in _provenance(spec).items() if key not in ("finished", "commit")
+    }
+    return Checkpoint(path, options.checkpoint_steps, made_by, {"clock": clock})
+
+
+def _provenance(spec: RunSpec) -> dict[str, Any]:
+    return provenance.collect(spec.device, _device_name(spec.device), torch.get_num_threads())
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:
@@ -244,7 +266,7 @@ def _device_name(device: str) -> str:
 
 
 class _Clock:
-    """Wall time in seconds between laps."""
+    """Wall time in seconds between laps, of a checkpoint's earlier runs as well."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
@@ -254,3 +276,9 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = round((now - self._last) / shared_by, 3)
         self._last = now
+
+    def state_dict(self) -> float:
+        return time.perf_counter() - self._last
+
+    def load_state_dict(self, state: float) -> None:
+        self._last -= state

@@ -125,6 +125,21 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """How cells are run; nothing here is part of what they are.
+
+    Attributes:
+        gradient_checkpointing: Train in less memory and more time, to the same numbers.
+        packed: Most cells trained together; those that are say so in `RunSpec.packed_with`.
+        checkpoint_steps: Steps after which a training's state is written; 0 for never.
+    """
+
+    gradient_checkpointing: bool = False
+    packed: int = 1
+    checkpoint_steps: int = 0
+
+
+@dataclass(frozen=True)
 class Fingerprints:
     """Hashes of everything outside a `RunSpec` that can change its result.
 

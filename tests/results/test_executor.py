@@ -15,7 +15,7 @@ from results.accuracy import single_task
 from results.executor import execute, stored
 from results.inputs import CellInputs, InputLoader
 from results.records import RecordStore, RunRecord
-from results.spec import RunSpec
+from results.spec import RunOptions, RunSpec
 from results.weights import ResolvedWeights
 from tasks.sources import open_source
 
@@ -39,7 +39,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
         pack: Sequence[tuple[RunSpec, CellInputs]],
         wanted: Sequence[RunSpec],
         report: Any,
-        checkpointing: bool,
+        options: RunOptions,
+        checkpoint: Path,
     ) -> Iterator[RunRecord]:
         cells.extend(spec for spec, _ in pack)
         if any(spec.method == "dora" for spec, _ in pack):
