@@ -58,7 +58,7 @@ class Checkpoint:
         return self.every > 0 and (step % self.every == 0 or step == steps)
 
     def save(self, step: int, model: nn.Module, optimizer: Any, device: torch.device) -> None:
-        """Write everything that the steps after this one depend on."""
+        """Write everything that the steps after this one depend on; if it fails, that is said."""
         state = {
             "made_by": dict(self.made_by),
             "step": step,
@@ -67,9 +67,14 @@ class Checkpoint:
             "random": _random_state(device),
             "others": {name: other.state_dict() for name, other in self.others.items()},
         }
-        remove_remains(self.path)
-        with atomic_file(self.path) as file:
-            torch.save(state, file)
+        try:
+            remove_remains(self.path)
+            with atomic_file(self.path) as file:
+                torch.save(state, file)
+        # A full disk is the one or the other, as torch has it. Training can do without.
+        except (OSError, RuntimeError) as error:
+            why = str(error).partition("\n")[0]
+            tqdm.write(f"warning: no checkpoint of step {step}: {why}", file=sys.stderr)
 
     def load(self) -> dict[str, Any] | None:
         """What was saved last; None without it, or if it cannot be used, which is said."""

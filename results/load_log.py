@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from mixlora import ExpertLoad
+
+from .spec import RunSpec
+
+
+def counting(model: Any, spec: RunSpec) -> AbstractContextManager[ExpertLoad | None]:
+    """Counts while the block lasts, if the cell asks for it."""
+    return ExpertLoad(model) if spec.expert_load else nullcontext()
 
 
 class LoadLog:

@@ -19,6 +19,8 @@ from typing import IO, Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from .stopping import finishing
+
 
 class Record(Protocol):
     """What a file can hold."""
@@ -31,26 +33,62 @@ class Record(Protocol):
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
+class OutputError(OSError):
+    """A file of the output directory cannot be written: one line that says which and why."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"cannot write {path}: {error.strerror or error}")
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the path's place at the end, or never if something is raised."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """A file to write that takes the path's place at the end, or never if something is raised.
+
+    Raises:
+        OutputError: The disk is full, or the folder read-only.
+    """
+    name = None
     try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        with finishing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+            name = None
+    except OSError as error:
+        raise OutputError(path, error) from error
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file (text in UTF-8) by way of a temporary one: no reader sees half of it."""
+    """Write a file (text in UTF-8) by way of a temporary one: no reader sees half of it.
+
+    Raises:
+        OutputError: The disk is full, or the folder read-only.
+    """
     with atomic_file(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def check_writable(output: Path) -> None:
+    """Write a file of 4 KiB to the output directory and to its folders of results, and remove it.
+
+    Raises:
+        ValueError: One of them cannot be written, so nothing should be run.
+    """
+    folders = [output / name for name in ("records", "measurements", "tables")]
+    for folder in (output, *filter(Path.is_dir, folders)):
+        probe = folder / f"probe-{os.getpid()}"
+        try:
+            write_atomically(probe, b"." * 4096)
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(f"{error}; choose another folder with --output DIR") from error
 
 
 def remove_remains(path: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from .batches import StepCollator, TrainingSet, joint_steps
 from .checkpoint import Checkpoint, restore_random_state
+from .memory import BatchTooLarge, naming_out_of_memory
 from .spec import TrainSettings
 
 
@@ -33,6 +34,14 @@ class _StepTrainer(Trainer):
         super().__init__(**kwargs)
         self.losses = losses
         self.done = done
+        self._shape: tuple[int, ...] = (0, 0)
+
+    @property
+    def place(self) -> str:
+        """Where the training is now: "step 3, micro-batch of 2 rows of 96 tokens"."""
+        rows, length = self._shape
+        step = self.done + self.state.global_step + 1
+        return f"step {step}, micro-batch of {rows} rows of {length} tokens"
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -45,6 +54,7 @@ class _StepTrainer(Trainer):
         model.train()
         losses: dict[str, list[Tensor]] = defaultdict(list)
         for micro_batch in inputs["micro_batches"]:
+            self._shape = micro_batch["input_ids"].shape
             outputs = model(**self._prepare_inputs(micro_batch))
             self.accelerator.backward(outputs.loss)
             if len(self.losses) > 1:
@@ -147,12 +157,13 @@ def fine_tune(
         checkpoint: Where training goes on from, and writes where it has got to.
 
     Returns:
-        Adapter name -> {"rows", "truncated", "tokens", "steps", "first_loss", "last_loss"}; losses
-        are means over the first and last tenth of the steps, tokens are of one epoch without
-        padding.
+        Adapter name -> {"rows", "truncated", "tokens", "steps", "accumulation", "first_loss",
+        "last_loss"}; losses are means over the first and last tenth of the steps, tokens are of one
+        epoch without padding.
 
     Raises:
         FloatingPointError: A loss is not finite.
+        BatchTooLarge: Memory ran out.
     """
     device = next(model.parameters()).device
     losses = _Losses(sets)
@@ -165,7 +176,7 @@ def fine_tune(
     done = 0 if state is None else state["step"]
     steps = joint_steps(sets, settings)[done:]
     if not steps:
-        return {name: _facts(own, losses.by_adapter[name]) for name, own in sets.items()}
+        return _facts(sets, losses.by_adapter, settings)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -202,17 +213,24 @@ def fine_tune(
             callbacks=[_Progress(on_step, checkpoint, state, device)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return {name: _facts(own, losses.by_adapter[name]) for name, own in sets.items()}
+        with naming_out_of_memory(lambda: f"training {trainer.place}", BatchTooLarge):
+            trainer.train()
+    return _facts(sets, losses.by_adapter, settings)
 
 
-def _facts(own: TrainingSet, losses: list[float]) -> dict[str, Any]:
-    tenth = max(1, len(losses) // 10)
-    return {
-        "rows": len(own.rows),
-        "truncated": sum(row.truncated for row in own.rows),
-        "tokens": sum(len(row.input_ids) for row in own.rows),
-        "steps": len(losses),
-        "first_loss": sum(losses[:tenth]) / tenth,
-        "last_loss": sum(losses[-tenth:]) / tenth,
-    }
+def _facts(
+    sets: Mapping[str, TrainingSet], losses: Mapping[str, list[float]], settings: TrainSettings
+) -> dict[str, dict[str, Any]]:
+    facts = {}
+    for name, own in sets.items():
+        tenth = max(1, len(losses[name]) // 10)
+        facts[name] = {
+            "rows": len(own.rows),
+            "truncated": sum(row.truncated for row in own.rows),
+            "tokens": sum(len(row.input_ids) for row in own.rows),
+            "steps": len(losses[name]),
+            "accumulation": settings.accumulation,
+            "first_loss": sum(losses[name][:tenth]) / tenth,
+            "last_loss": sum(losses[name][-tenth:]) / tenth,
+        }
+    return facts
