@@ -23,6 +23,7 @@ from .render import render
 from .rendered import Rendered
 from .request import Request, chosen, name_list
 from .spec import RunOptions, RunSpec
+from .verify import render_verified, verify
 from .weights import MODELS, resolve, resolve_device
 
 Found = TypeVar("Found")
@@ -132,6 +133,12 @@ class AccuracyTable:
                 help=f"comma-separated subset of {names}; {self.main} is always there (default "
                 "all)",
             )
+        add(
+            "--verify",
+            type=int,
+            metavar="N",
+            help="run N of the stored cells again, drawn at random, and compare; stores no record",
+        )
         add_cell_options(parser)
 
     def plan(self, options: argparse.Namespace) -> AccuracyPlan:
@@ -144,6 +151,9 @@ class AccuracyTable:
             raise ValueError(f"packed is {options.packed}: expected at least 1")
         if options.checkpoint_steps is not None and options.checkpoint_steps < 0:
             raise ValueError(f"checkpoint-steps is {options.checkpoint_steps}: expected 0 or more")
+        count = getattr(options, "verify", None)
+        if count is not None and (count < 1 or options.render_only):
+            raise ValueError(f"verify is {count}: expected at least 1, and no --render-only")
         request = _request(self, options)
         known = [setting.name for setting in self.settings]
         wanted = {*chosen("setting", getattr(options, "settings", None), known), self.main}
@@ -192,13 +202,17 @@ class AccuracyPlan:
         return [*lines, f"{len(self.cells)} cells"]
 
     def run(self, fresh: bool) -> Rendered:
-        """Run the cells that have no record, or all if fresh, and render.
+        """Run the cells that have no record, or all if fresh, and render; or verify.
 
         Raises:
             ValueError: Weights, data, prompts or a stored record cannot be used.
             OutputError: A result cannot be written.
         """
         store, loader = RecordStore(self.options.output), self._loader()
+        count = getattr(self.options, "verify", None)
+        if count is not None:
+            results = verify(self.cells, loader, store, count, self._run_options())
+            return render_verified(self.table.name, results)
         return self._render(execute(self.cells, loader, store, fresh, self._run_options()))
 
     def stored(self) -> Rendered:
@@ -266,6 +280,12 @@ def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:
     default = [name for name in preset.methods if name in table.methods]
     # Rendering stored records loads no torch, and takes records of any device.
     device = options.device if options.render_only else resolve_device(options.device)
+    if ":" in device:
+        # The Trainer takes the first GPU; and which one it was is no part of a result.
+        raise ValueError(
+            f"device {device!r}: cells are trained on the first GPU that torch sees; choose it "
+            f"with CUDA_VISIBLE_DEVICES={device.partition(':')[2]} and --device cuda"
+        )
     data = "directory" if options.data_dir else "bundled" if preset.bundled_data else "hub"
     return Request.make(
         preset,
