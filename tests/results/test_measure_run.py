@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mixlora import profiling
-from results import provenance
+from results import locks, provenance
 from results.measure.records import MeasureRecord, MeasureStore
 from results.measure.run import measure_missing
 from results.measure.spec import MeasureSpec, measurement_id
@@ -98,6 +98,32 @@ def test_code_that_is_no_commit_is_never_reused_but_rendered(
     assert f"code is {unnamed}" in capsys.readouterr().err
     newest = MeasureStore(tmp_path).newest(SPECS)
     assert [record.provenance["commit"] for record in newest.values()] == [unnamed] * 3
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_another_process_measures_meanwhile_is_taken_over(
+    fresh: bool,
+    made: list[str],
+    commit: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other process makes the first of them while this one waits for the lock."""
+    store = MeasureStore(tmp_path)
+    if fresh:
+        measured(tmp_path)
+        made.clear()
+    theirs = make_measure_record(SPECS[0], [{"forward": [0.7]}])
+
+    def taken(path: Path, wait: bool) -> Any:
+        assert wait and path == tmp_path / "locks" / "measurements.lock"
+        monkeypatch.setattr("results.measure.run.taken", locks.taken)
+        store.save(theirs)
+        return locks.taken(path, wait)
+
+    monkeypatch.setattr("results.measure.run.taken", taken)
+    assert measured(tmp_path, fresh)[SPECS[0]] == theirs
+    assert made == ["dora", "mixlora/fused"]
 
 
 def test_edits_during_a_command_do_not_rename_its_records(
