@@ -9,13 +9,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet -c constraints.txt -e
 
-.PHONY: reproduce test lint check small constraints clean
+.PHONY: reproduce test torture lint check small constraints clean
 
 reproduce: $(VENV)/.harness
 	$(BIN)/python reproduce.py --table $(TABLE)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+# Minutes: kills at random moments, eight processes on one output, every record run again.
+torture: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow tests/test_torture.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

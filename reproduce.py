@@ -7,17 +7,21 @@
     python reproduce.py --table scaling --help            # every table has options of its own
 
 Looks the table up, has it list its cells, run those that have no record, and render. Exit status:
-0, 1 if a cell failed, 2 for a mistake in what was asked.
+0, 1 if a cell failed or a result could not be written, 2 for a mistake in what was asked, 130 and
+143 if Ctrl-C or SIGTERM stopped it.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from results.record_files import OutputError, check_writable
 from results.report import write_report
+from results.stopping import Stopped, stoppable
 from results.tables import Table, get_table, table_names
 from results.weights import DTYPES
 
@@ -25,29 +29,43 @@ from results.weights import DTYPES
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
-        table, options = parse_arguments(arguments)
-        plan = table.plan(options)
-        if options.dry_run:
-            print("\n".join(plan.listing()))
-            return 0
-        rendered = plan.stored() if options.render_only else plan.run(options.fresh)
-        paths = rendered.write(options.output)
-        if options.report:
-            paths.append(write_report(options.output))
-    # Everything above raises ValueError for a user's mistake only: what goes wrong inside a cell
+        with stoppable():
+            return _run(arguments)
+    # Everything within raises ValueError for a user's mistake only: what goes wrong inside a cell
     # stays in the outcome.
     except ValueError as error:
         print(f"reproduce.py: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(
-            "stopped; finished cells are kept, the same command goes on with the rest",
-            file=sys.stderr,
-        )
-        return 130
-    print(rendered.markdown)
+    except OutputError as error:
+        print(f"reproduce.py: {error}; {_how_to_go_on(arguments)}", file=sys.stderr)
+        return 1
+    except Stopped as stop:
+        print(f"stopped by {stop}; {_how_to_go_on(arguments)}", file=sys.stderr)
+        return 128 + stop.signal
+
+
+def _run(arguments: list[str] | None) -> int:
+    table, options = parse_arguments(arguments)
+    plan = table.plan(options)
+    if options.dry_run:
+        print("\n".join(plan.listing()))
+        return 0
+    # Now, because what cannot be written is better known before it has been computed.
+    check_writable(options.output)
+    rendered = plan.stored() if options.render_only else plan.run(options.fresh)
+    print(rendered.markdown, flush=True)
+    paths = rendered.write(options.output)
+    if options.report:
+        paths.append(write_report(options.output))
     print("written: " + ", ".join(map(str, paths)), file=sys.stderr)
     return 1 if rendered.failed else 0
+
+
+def _how_to_go_on(arguments: list[str] | None) -> str:
+    command = shlex.join(sys.argv[1:] if arguments is None else arguments)
+    return (
+        f"finished cells are kept, to go on with the rest: python reproduce.py {command}".rstrip()
+    )
 
 
 class _Parser(argparse.ArgumentParser):

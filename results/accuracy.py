@@ -6,26 +6,27 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tasks import TASK_NAMES
-from tasks.base import SCORINGS
 from tasks.prompts import load_templates
 from tasks.sources import open_source
 
+from .cell_options import add_cell_options
 from .compare import compare
 from .executor import Outcome, execute, stored
 from .inputs import InputLoader
 from .methods import BASE, METHOD_TITLES
-from .presets import PRESETS, get_preset
-from .quirks import PROTOCOLS, QUIRKS
+from .presets import get_preset
 from .records import RecordStore, RunRecord
 from .render import render
 from .rendered import Rendered
-from .request import FORWARDS, Request, chosen, name_list, number_list
-from .spec import RunSpec
+from .request import Request, chosen, name_list
+from .spec import RunOptions, RunSpec
+from .verify import render_verified, verify
 from .weights import MODELS, resolve, resolve_device
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,12 @@ class AccuracyTable:
                 help=f"comma-separated subset of {names}; {self.main} is always there (default "
                 "all)",
             )
+        add(
+            "--verify",
+            type=int,
+            metavar="N",
+            help="run N of the stored cells again, drawn at random, and compare; stores no record",
+        )
         add_cell_options(parser)
 
     def plan(self, options: argparse.Namespace) -> AccuracyPlan:
@@ -142,6 +149,11 @@ class AccuracyTable:
         """
         if options.packed < 1:
             raise ValueError(f"packed is {options.packed}: expected at least 1")
+        if options.checkpoint_steps is not None and options.checkpoint_steps < 0:
+            raise ValueError(f"checkpoint-steps is {options.checkpoint_steps}: expected 0 or more")
+        count = getattr(options, "verify", None)
+        if count is not None and (count < 1 or options.render_only):
+            raise ValueError(f"verify is {count}: expected at least 1, and no --render-only")
         request = _request(self, options)
         known = [setting.name for setting in self.settings]
         wanted = {*chosen("setting", getattr(options, "settings", None), known), self.main}
@@ -190,17 +202,18 @@ class AccuracyPlan:
         return [*lines, f"{len(self.cells)} cells"]
 
     def run(self, fresh: bool) -> Rendered:
-        """Run the cells that have no record, or all if fresh, and render.
+        """Run the cells that have no record, or all if fresh, and render; or verify.
 
         Raises:
             ValueError: Weights, data, prompts or a stored record cannot be used.
+            OutputError: A result cannot be written.
         """
-        checkpointing = self.options.gradient_checkpointing
-        if checkpointing is None:
-            checkpointing = self.request.preset.checkpointing
-        store, packed = RecordStore(self.options.output), self.options.packed
-        loader = self._loader()
-        return self._render(execute(self.cells, loader, store, fresh, checkpointing, packed))
+        store, loader = RecordStore(self.options.output), self._loader()
+        count = getattr(self.options, "verify", None)
+        if count is not None:
+            results = verify(self.cells, loader, store, count, self._run_options())
+            return render_verified(self.table.name, results)
+        return self._render(execute(self.cells, loader, store, fresh, self._run_options()))
 
     def stored(self) -> Rendered:
         """Render the newest record of every cell.
@@ -209,6 +222,16 @@ class AccuracyPlan:
             ValueError: A stored record cannot be read.
         """
         return self._render(stored(self.cells, RecordStore(self.options.output)))
+
+    def _run_options(self) -> RunOptions:
+        options, preset = self.options, self.request.preset
+        recompute, steps = options.gradient_checkpointing, options.checkpoint_steps
+        return RunOptions(
+            gradient_checkpointing=preset.checkpointing if recompute is None else recompute,
+            packed=options.packed,
+            checkpoint_steps=preset.checkpoint_steps if steps is None else steps,
+            auto_batch=options.auto_batch,
+        )
 
     def _loader(self) -> InputLoader:
         models, path = self.request.models, self.options.model_path
@@ -223,95 +246,46 @@ class AccuracyPlan:
         return InputLoader(source, weights, templates)
 
     def _render(self, outcome: Outcome) -> Rendered:
-        # A cell is the same one whatever others it was trained together with.
-        found = {
-            dataclasses.replace(spec, packed_with=()): record
-            for spec, record in outcome.records.items()
-        }
-        records = {
-            name: [found[cell] for cell in cells if cell in found]
+        outcome = dataclasses.replace(
+            outcome,
+            records=self._by_cell(outcome.records),
+            failed=self._by_cell(outcome.failed),
+        )
+        by_setting = {
+            name: [outcome.records[cell] for cell in cells if cell in outcome.records]
             for name, cells in self.by_setting.items()
         }
+        statuses: dict[tuple[str, ...], str] = {
+            (cell.model, cell.method, name, task): outcome.failed[cell].status
+            for name, cells in self.by_setting.items()
+            for cell in cells
+            if cell in outcome.failed
+            for task in cell.eval_tasks
+        }
         table, tasks = self.table, self.request.tasks
-        frame = compare(records, table.main, table.paper_tables, tasks, table.tasks)
+        frame = compare(by_setting, table.main, table.paper_tables, tasks, table.tasks)
         lines = {(cell.method, name) for name, cells in self.by_setting.items() for cell in cells}
-        rendered = render(table, self.request, lines, outcome, frame)
-        return rendered if table.finish is None else table.finish(rendered, records)
+        rendered = render(table, self.request, lines, outcome, frame, statuses)
+        return rendered if table.finish is None else table.finish(rendered, by_setting)
 
-
-def add_cell_options(parser: argparse.ArgumentParser) -> None:
-    """The options of every table of accuracies: models, data and how cells are run."""
-    add = parser.add_argument
-    add(
-        "--preset",
-        default="tiny",
-        help=f"models, data and settings: {', '.join(PRESETS)} (default tiny)",
-    )
-    add("--models", type=name_list, help="comma-separated subset of the preset's models")
-    add(
-        "--seeds",
-        type=number_list,
-        default=[0],
-        help="comma-separated seeds of the tuned cells (default 0)",
-    )
-    add("--limit-train", type=int, metavar="N", help="training rows per task (default all)")
-    add("--limit-eval", type=int, metavar="N", help="scored rows per task (default all)")
-    add(
-        "--data-dir",
-        type=Path,
-        metavar="DIR",
-        help="local data: DIR/<task>/<split>.jsonl, .jsonl.gz or .parquet",
-    )
-    add(
-        "--model-path",
-        type=Path,
-        metavar="DIR",
-        help="local weights of the one model asked for",
-    )
-    add(
-        "--prompts",
-        type=Path,
-        metavar="FILE",
-        help="JSON file {task: {scoring: template}} replacing our prompts",
-    )
-    add(
-        "--protocol",
-        default="clean",
-        help=f"{' or '.join(PROTOCOLS)}: with the quirks of the released code (default clean)",
-    )
-    add(
-        "--quirk",
-        type=name_list,
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help=f"one quirk of the released code, may be given again: {', '.join(QUIRKS)}",
-    )
-    add("--scoring", help=f"{' or '.join(SCORINGS)} (default: the preset's)")
-    add(
-        "--forward",
-        default="fused",
-        help=f"how MixLoRA is computed: {', '.join(FORWARDS)} (default fused)",
-    )
-    add(
-        "--gradient-checkpointing",
-        action=argparse.BooleanOptionalAction,
-        help="train in less memory and more time, to the same numbers (default: the preset's; "
-        "small does)",
-    )
-    add(
-        "--packed",
-        type=int,
-        default=1,
-        metavar="N",
-        help="train up to N cells together, MixLoRA's or MixDoRA's of the same model and "
-        "settings (default 1: each alone)",
-    )
+    def _by_cell(self, found: Mapping[RunSpec, Found]) -> dict[RunSpec, Found]:
+        """In the order of the cells, so that the table is the same whatever was done when."""
+        # A cell is the same one whatever others it was trained together with.
+        alone = {dataclasses.replace(spec, packed_with=()): what for spec, what in found.items()}
+        return {cell: alone[cell] for cell in self.cells if cell in alone}
 
 
 def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:
     preset = get_preset(options.preset)
     default = [name for name in preset.methods if name in table.methods]
+    # Rendering stored records loads no torch, and takes records of any device.
+    device = options.device if options.render_only else resolve_device(options.device)
+    if ":" in device:
+        # The Trainer takes the first GPU; and which one it was is no part of a result.
+        raise ValueError(
+            f"device {device!r}: cells are trained on the first GPU that torch sees; choose it "
+            f"with CUDA_VISIBLE_DEVICES={device.partition(':')[2]} and --device cuda"
+        )
     data = "directory" if options.data_dir else "bundled" if preset.bundled_data else "hub"
     return Request.make(
         preset,
@@ -324,8 +298,7 @@ def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:
         limit_train=options.limit_train,
         limit_eval=options.limit_eval,
         dtype=options.dtype,
-        # Rendering stored records loads no torch, and takes records of any device.
-        device=options.device if options.render_only else resolve_device(options.device),
+        device=device,
         forward=options.forward,
         protocol=options.protocol,
         quirks=options.quirk,

@@ -6,6 +6,7 @@ Source: arXiv 2404.15159, Algorithm 1; `mixlora.packed` is how it is computed.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 from .spec import RunSpec
@@ -43,6 +44,13 @@ def make_packs(cells: Sequence[RunSpec], size: int) -> list[Pack]:
             packs.append(pack)
         pack.append(spec)
     return [_with_companions(pack) for pack in packs]
+
+
+def pack_id(cell_ids: Sequence[str]) -> str:
+    """What a pack's own files are named by: its cell's id, or a hash of them all."""
+    if len(cell_ids) == 1:
+        return cell_ids[0]
+    return hashlib.sha256(" ".join(cell_ids).encode()).hexdigest()[:20]
 
 
 def _with_companions(pack: Sequence[RunSpec]) -> Pack:

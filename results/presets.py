@@ -48,6 +48,7 @@ class Preset:
         train: How cells are tuned.
         adapters: Method -> its settings.
         checkpointing: Whether training recomputes activations to save memory; changes no number.
+        checkpoint_steps: Steps after which a training's state is written; 0 for never.
         efficiency: Arguments of the efficiency tables that ``--table all`` makes.
     """
 
@@ -60,6 +61,7 @@ class Preset:
     train: TrainSettings = field(default_factory=TrainSettings)
     adapters: dict[str, dict[str, Any]] = field(default_factory=lambda: _adapters(80, 16, 0.05))
     checkpointing: bool = False
+    checkpoint_steps: int = 0
     efficiency: tuple[tuple[str, ...], ...] = ()
 
 
@@ -96,6 +98,8 @@ PRESETS: dict[str, Preset] = {
             train=TrainSettings(epochs=1),
             # 16 long rows of PIQA under DoRA took 24 GB without.
             checkpointing=True,
+            # A few minutes of work; a file of a third of a gigabyte.
+            checkpoint_steps=25,
             efficiency=(("--shape", "smollm2-135m"),),
         ),
         Preset(
@@ -108,6 +112,8 @@ PRESETS: dict[str, Preset] = {
             bundled_data=False,
             # Table 3's batch of 16 in 8 accumulated micro-batches.
             train=TrainSettings(batch_size=16, accumulation=8),
+            # LLaMA-2 7B's is 2.4 GB: weights and two moments of 203 M parameters in float32.
+            checkpoint_steps=100,
             efficiency=(
                 ("--shape", "llama2-7b", "--layers", "32"),
                 ("--shape", "gemma-2b", "--layers", "18"),

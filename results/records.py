@@ -1,18 +1,16 @@
-"""Records of finished cells: one JSON file each, written atomically, named by content hash.
+"""Records of finished cells: one JSON file each, with a checksum, named by content hash.
 
-Nothing else holds state: delete a record and only that cell is run again.
+Nothing else holds results: delete a record and only that cell is run again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .record_files import load_record, remove_remains, save_record
 from .spec import Fingerprints, RunSpec, cell_id
 
 
@@ -109,66 +107,37 @@ class RecordStore:
     """
 
     def __init__(self, output: Path) -> None:
+        self.output = output
         self.directory = output / "records"
 
     def path(self, record_id: str) -> Path:
         return self.directory / f"{record_id}.json"
 
     def load(self, record_id: str) -> RunRecord | None:
-        """The record of that id, or None.
+        """The record of that id; None without one, or if it is damaged and has been set aside.
 
         Raises:
-            ValueError: The file cannot be read as a record; it is named.
+            ValueError: See `record_files.load_record`; the file is named.
         """
-        path = self.path(record_id)
-        return _read(path) if path.exists() else None
+        return load_record(self.path(record_id), RunRecord.from_json)
 
     def all(self) -> list[RunRecord]:
-        """All records, oldest first.
+        """All records, oldest first, without damaged ones, which are set aside.
 
         Raises:
-            ValueError: A file cannot be read as a record; it is named.
+            ValueError: See `record_files.load_record`; the file is named.
         """
-        records = [_read(path) for path in sorted(self.directory.glob("*.json"))]
+        found = (self.load(path.stem) for path in sorted(self.directory.glob("*.json")))
+        records = [record for record in found if record is not None]
         return sorted(records, key=lambda record: record.provenance["finished"])
 
     def save(self, record: RunRecord) -> Path:
         """Write a record so that it is there whole or not at all."""
-        self.directory.mkdir(parents=True, exist_ok=True)
         path = self.path(record.id)
-        write_atomically(path, json.dumps(record.to_json()) + "\n")
+        remove_remains(path)
+        save_record(path, record.to_json())
         return path
 
     def delete(self, record_id: str) -> None:
         """Remove a record, so that its cell is run again."""
         self.path(record_id).unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file (text in UTF-8) by way of a temporary one: no reader sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _read(path: Path) -> RunRecord:
-    try:
-        record = RunRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: not a record of this version ({type(error).__name__}: {error}); "
-            "delete it to run its cell again"
-        ) from error
-    if record.id != path.stem:
-        raise ValueError(
-            f"{path}: content does not match its name; delete it to run its cell again"
-        )
-    return record

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -21,6 +22,7 @@ from .compare import (
 )
 from .executor import Outcome
 from .methods import BASE, METHOD_TITLES
+from .records import RunRecord
 from .rendered import (
     DASH,
     Rendered,
@@ -48,6 +50,7 @@ def render(
     lines: Collection[tuple[str, str]],
     outcome: Outcome,
     frame: pd.DataFrame,
+    statuses: Mapping[tuple[str, ...], str] = MappingProxyType({}),
 ) -> Rendered:
     """All forms of a table.
 
@@ -57,9 +60,10 @@ def render(
         lines: The (method, setting) that have cells.
         outcome: What became of its cells.
         frame: `compare.compare`'s numbers.
+        statuses: (model, method, setting, task) -> "failed" or "OOM", of the cells that failed.
     """
     provenance = _provenance(asked, request, outcome)
-    grid = _Grid(frame, asked, request, lines)
+    grid = _Grid(frame, asked, request, lines, statuses)
     places = " and ".join(map(place_of, asked.paper_tables))
     parts = [f"# {asked.title} ({places} of arXiv 2404.15159)"]
     for model in request.models:
@@ -89,6 +93,7 @@ class _Grid:
         asked: Which table.
         request: What was asked for.
         asked_lines: The (method, setting) that have cells.
+        statuses: (model, method, setting, task) -> how it failed.
     """
 
     def __init__(
@@ -97,8 +102,10 @@ class _Grid:
         asked: AccuracyTable,
         request: Request,
         asked_lines: Collection[tuple[str, str]],
+        statuses: Mapping[tuple[str, ...], str],
     ) -> None:
         self.asked = asked
+        self.statuses = statuses
         self.request = request
         self._asked_lines = asked_lines
         self._rows: dict[tuple[str, ...], Any] = {
@@ -179,7 +186,8 @@ def _measured_row(grid: _Grid, model: str, line: _Line, metric: str) -> list[str
     percent = grid.value(*place, "", "params")
     row = [line.title, DASH if count is None else f"{count:,.0f}", number(percent, 2)]
     for task in grid.columns:
-        text = number(grid.value(*place, task, metric))
+        value = grid.value(*place, task, metric)
+        text = number(value) if value is not None else grid.statuses.get((*place[1:], task), DASH)
         stderr = grid.stderr(*place, task, metric)
         text += "" if stderr is None else f" ± {stderr:.1f}"
         spread = grid.value(*place, task, f"{metric}_seed_std")
@@ -285,8 +293,13 @@ def _notes(request: Request, outcome: Outcome) -> list[str]:
     if len(request.seeds) > 1:
         notes.append("accuracies are means over seeds; s: standard deviation over them, in points")
     notes += [f"unavailable: {spec.title}: {why}" for spec, why in outcome.unavailable.items()]
-    notes += [f"failed: {spec.title}: {why}" for spec, why in outcome.failed.items()]
+    notes += [str(failure) for failure in outcome.failed.values()]
     return [bullets(notes)]
+
+
+def _accumulation(record: RunRecord) -> dict[str, int]:
+    used = record.training.get("accumulation")
+    return {} if used is None else {"accumulation": used}
 
 
 def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dict[str, Any]:
@@ -302,7 +315,10 @@ def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dic
         for task in request.tasks
     }
     settings = [
-        record.spec.to_json()["train"] for record in records if record.spec.train is not None
+        # What --auto-batch made of it, where it did.
+        {**record.spec.to_json()["train"], **_accumulation(record)}
+        for record in records
+        if record.spec.train is not None
     ]
     adapters = {
         method: found

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from .records import write_atomically
+from .record_files import write_atomically
 
 #: What stands where there is no number.
 DASH = "-"

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model
 from torch import nn
+from tqdm import tqdm
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mixlora import ExpertLoad
 from mixlora.ffn import get_family
-from tasks.base import Scoring
-from tasks.data import fingerprint
 from tasks.encoding import encode_training
-from tasks.scoring import Prediction, score
 
 from . import provenance
 from .batches import TrainingSet
-from .inputs import CellInputs, EvalSet
+from .checkpoint import Checkpoint
+from .checkpoint import read as read_checkpoint
+from .inputs import CellInputs
+from .load_log import LoadLog, counting
+from .memory import BatchTooLarge, naming_out_of_memory, release_memory
 from .methods import BASE, get_method
-from .quirk_effects import dropout_modules, freeze_magnitudes, reset_magnitudes
-from .records import RunRecord, TaskResult
-from .spec import RunSpec
+from .quirk_effects import freeze_magnitudes, reset_magnitudes
+from .records import RunRecord
+from .scored import score_task
+from .spec import RunOptions, RunSpec, TrainSettings
 from .training import fine_tune
 from .weights import load_model
 
@@ -70,7 +75,8 @@ def run_pack(
     cells: Sequence[tuple[RunSpec, CellInputs]],
     wanted: Collection[RunSpec],
     report: Callable[[str], None],
-    checkpointing: bool = False,
+    options: RunOptions,
+    checkpoint: Path | None = None,
 ) -> Iterator[RunRecord]:
     """Run a pack of cells from the model's weights to their records.
 
@@ -78,7 +84,8 @@ def run_pack(
         cells: What to run on what: a cell alone, or those that `packing.make_packs` put together.
         wanted: The cells to be scored; all are trained.
         report: Called with short texts on how far it is.
-        checkpointing: Train in less memory and more time, to the same numbers.
+        options: How.
+        checkpoint: File that training goes on from, if it is there, and writes to.
 
     Yields:
         The record of each wanted cell when it is scored. Loading and training count with an equal
@@ -86,25 +93,27 @@ def run_pack(
 
     Raises:
         FloatingPointError: A loss or score is not finite.
+        OutOfMemory: Memory ran out.
         ValueError: Prompts and tokenizer do not fit the scoring.
     """
-    report("loading")
-    clock = _Clock()
-    first, inputs = cells[0]
-    base_model, tokenizer = load_model(inputs.weights, first.dtype, first.device)
-    base = sum(parameter.numel() for parameter in base_model.parameters())
-    model: nn.Module = base_model
-    adapters = {f"cell{number}": cell for number, cell in enumerate(cells)}
-    if first.method != BASE:
-        for name, (spec, _) in adapters.items():
-            # Anew for each, so that every adapter begins as it does alone.
-            set_seed(spec.seed)
-            model = add_adapter(model, spec.method, _settings(spec), name)
-    clock.lap("load", len(cells))
-    training: dict[str, dict[str, Any]] = {}
-    if first.method != BASE:
-        training = _train(model, tokenizer, adapters, report, checkpointing)
-        clock.lap("train", len(cells))
+    first = cells[0][0]
+    train = first.train
+    if options.auto_batch and train is not None and checkpoint is not None:
+        train = _as_in(checkpoint, train)
+    while True:
+        try:
+            tuned = _tuned(cells, train, report, options, checkpoint)
+            break
+        except BatchTooLarge as error:
+            if not options.auto_batch or train is None or train.micro_batch_size == 1:
+                raise
+            train = dataclasses.replace(train, accumulation=2 * train.accumulation)
+            what = f"micro-batches of {train.micro_batch_size}"
+            tqdm.write(f"{first.title}: {error}; begun again with {what}", file=sys.stderr)
+        # The exception is gone by now, and with it what its frames held.
+        release_memory()
+    model, clock, training = tuned.model, tuned.clock, tuned.training
+    adapters = tuned.adapters
 
     for name, (spec, inputs) in adapters.items():
         if spec not in wanted:
@@ -114,7 +123,7 @@ def run_pack(
             cast(PeftModel, model).set_adapter(name)
             trainable, _ = count_parameters(model)
         tasks = {
-            task: _score(model, tokenizer, rows, spec, name, report)
+            task: score_task(model, tuned.tokenizer, rows, spec, name, report)
             for task, rows in inputs.evaluation.items()
         }
         clock.lap("score")
@@ -122,28 +131,82 @@ def run_pack(
             spec=spec,
             fingerprints=inputs.fingerprints,
             trainable_parameters=trainable,
-            base_parameters=base,
+            base_parameters=tuned.base_parameters,
             tasks=tasks,
             training=training.get(name, {}),
             seconds=dict(clock.laps),
-            provenance=provenance.collect(
-                spec.device, _device_name(spec.device), torch.get_num_threads()
-            )
+            provenance=_provenance(spec)
             | {"data": inputs.data_label, "weights": inputs.weights.label},
         )
+
+
+@dataclass(frozen=True)
+class _Tuned:
+    """A model with the trained adapters of a pack.
+
+    Attributes:
+        model: In PEFT's wrapping, but for the untuned base.
+        tokenizer: Its tokenizer.
+        adapters: Adapter name -> the cell it is of.
+        base_parameters: Parameters of the frozen model.
+        training: Adapter name -> the facts of its training.
+        clock: Stands after the training.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    adapters: dict[str, tuple[RunSpec, CellInputs]]
+    base_parameters: int
+    training: dict[str, dict[str, Any]]
+    clock: _Clock
+
+
+def _tuned(
+    cells: Sequence[tuple[RunSpec, CellInputs]],
+    train: TrainSettings | None,
+    report: Callable[[str], None],
+    options: RunOptions,
+    checkpoint: Path | None,
+) -> _Tuned:
+    """Load the model and train the pack's adapters with these settings."""
+    report("loading")
+    clock = _Clock()
+    first, inputs = cells[0]
+    adapters = {f"cell{number}": cell for number, cell in enumerate(cells)}
+    with naming_out_of_memory(lambda: "loading the model"):
+        base_model, tokenizer = load_model(inputs.weights, first.dtype, first.device)
+        base = sum(parameter.numel() for parameter in base_model.parameters())
+        model: nn.Module = base_model
+        if first.method != BASE:
+            for name, (spec, _) in adapters.items():
+                # Anew for each, so that every adapter begins as it does alone.
+                set_seed(spec.seed)
+                model = add_adapter(model, spec.method, _settings(spec), name)
+    clock.lap("load", len(cells))
+    training: dict[str, dict[str, Any]] = {}
+    if first.method != BASE:
+        if train is None:
+            raise ValueError(f"{first.title}: a tuned method needs training settings")
+        saved = None
+        if checkpoint is not None:
+            made_by = _made_by(first, train)
+            saved = Checkpoint(checkpoint, options.checkpoint_steps, made_by, {"clock": clock})
+        training = _train(model, tokenizer, adapters, train, report, options, saved)
+        clock.lap("train", len(cells))
+    return _Tuned(model, tokenizer, adapters, base, training, clock)
 
 
 def _train(
     model: nn.Module,
     tokenizer: Any,
     adapters: Mapping[str, tuple[RunSpec, CellInputs]],
+    train: TrainSettings,
     report: Callable[[str], None],
-    checkpointing: bool,
+    options: RunOptions,
+    checkpoint: Checkpoint | None,
 ) -> dict[str, dict[str, Any]]:
     """Fine-tune all adapters; returns the facts of each."""
     first, _ = next(iter(adapters.values()))
-    if first.train is None:
-        raise ValueError(f"{first.title}: a tuned method needs training settings")
     sets = {}
     for name, (spec, inputs) in adapters.items():
         rows = [
@@ -151,7 +214,7 @@ def _train(
                 tokenizer,
                 prompt,
                 answer,
-                first.train.cutoff,
+                train.cutoff,
                 loss_on_prompt="loss-on-prompt" in spec.quirks,
                 truncate_answer="truncate-answer" in spec.quirks,
             )
@@ -162,30 +225,53 @@ def _train(
     frozen_magnitude = "frozen-dora-magnitude" in first.quirks
     if frozen_magnitude:
         freeze_magnitudes(model)
-    loads: dict[str, list[dict[str, Any]]] = {name: [] for name in sets}
 
-    def on_step(step: int, steps: int) -> None:
-        report(f"step {step}/{steps}")
-        # Ten times over the training, and at its end.
-        if load is not None and (step % max(1, steps // 10) == 0 or step == steps):
-            for name, counts in load.take().items():
-                loads[name].append({"step": step, "counts": counts.tolist()})
+    with counting(model, first) as load:
+        log = None if load is None else LoadLog(load, list(sets))
+        if checkpoint is not None and log is not None:
+            checkpoint = checkpoint.keeping(expert_load=log)
 
-    with _counting(model, first) as load:
+        def on_step(step: int, steps: int) -> None:
+            report(f"step {step}/{steps}")
+            if log is not None:
+                log.on_step(step, steps)
+
         facts = fine_tune(
             model,
             sets,
-            first.train,
+            train,
             tokenizer.pad_token_id,
             on_step,
-            checkpointing,
+            options.gradient_checkpointing,
             first.quirks,
+            checkpoint,
         )
     if frozen_magnitude:
         reset_magnitudes(model)
-    if load is None:
+    if log is None:
         return facts
-    return {name: own | {"expert_load": loads[name]} for name, own in facts.items()}
+    return {name: own | {"expert_load": log.entries[name]} for name, own in facts.items()}
+
+
+def _made_by(spec: RunSpec, train: TrainSettings) -> dict[str, Any]:
+    """What a training depends on beside its cell."""
+    facts = _provenance(spec)
+    return {
+        "accumulation": train.accumulation,
+        **{key: facts[key] for key in ("python", "versions", "hardware")},
+    }
+
+
+def _as_in(checkpoint: Path, train: TrainSettings) -> TrainSettings:
+    """The settings with the micro-batches of the checkpoint, where there is one."""
+    state = read_checkpoint(checkpoint)
+    if state is None:
+        return train
+    return dataclasses.replace(train, accumulation=state["made_by"]["accumulation"])
+
+
+def _provenance(spec: RunSpec) -> dict[str, Any]:
+    return provenance.collect(spec.device, _device_name(spec.device), torch.get_num_threads())
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:
@@ -193,58 +279,12 @@ def _settings(spec: RunSpec) -> dict[str, Any]:
     return settings | {"aux_loss_over_padding": True} if "aux-over-pad" in spec.quirks else settings
 
 
-def _counting(model: nn.Module, spec: RunSpec) -> AbstractContextManager[ExpertLoad | None]:
-    return ExpertLoad(model) if spec.expert_load else nullcontext()
-
-
-def _score(
-    model: nn.Module,
-    tokenizer: Any,
-    rows: EvalSet,
-    spec: RunSpec,
-    adapter_name: str,
-    report: Callable[[str], None],
-) -> TaskResult:
-    done, total = 0, len(rows.prompts)
-
-    def count(number: int) -> None:
-        nonlocal done
-        done += number
-        report(f"scored {done}/{total}")
-
-    scoring = cast(Scoring, spec.scoring)
-    live: list[nn.Module] = []
-    if "eval-dropout" in spec.quirks:
-        live = dropout_modules(model)
-        set_seed(spec.seed)  # of the masks
-    with _counting(model, spec) as load:
-        predictions = score(model, tokenizer, rows.prompts, scoring, progress=count, live=live)
-    counts = None if load is None else load.counts[adapter_name].tolist()
-    return _task_result(rows, predictions, counts)
-
-
-def _task_result(
-    rows: EvalSet, predictions: list[Prediction], expert_load: list[list[int]] | None
-) -> TaskResult:
-    normalised = [p.label_norm for p in predictions if p.label_norm is not None]
-    return TaskResult(
-        ids=[example.id for example in rows.examples],
-        answers=[example.answer for example in rows.examples],
-        predictions=[prediction.label for prediction in predictions],
-        predictions_norm=normalised or None,
-        num_options=[len(example.options) for example in rows.examples],
-        truncated=sum(prediction.truncated for prediction in predictions),
-        rows=fingerprint(rows.examples),
-        expert_load=expert_load,
-    )
-
-
 def _device_name(device: str) -> str:
     return torch.cuda.get_device_name() if device == "cuda" else provenance.processor()
 
 
 class _Clock:
-    """Wall time in seconds between laps."""
+    """Wall time in seconds between laps, of a checkpoint's earlier runs as well."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}
@@ -254,3 +294,9 @@ class _Clock:
         now = time.perf_counter()
         self.laps[name] = round((now - self._last) / shared_by, 3)
         self._last = now
+
+    def state_dict(self) -> float:
+        return time.perf_counter() - self._last
+
+    def load_state_dict(self, state: float) -> None:
+        self._last -= state

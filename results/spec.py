@@ -20,8 +20,9 @@ class TrainSettings:
         epochs: Passes over the training rows.
         learning_rate: Constant, without warm-up.
         batch_size: Rows per optimiser step.
-        accumulation: Micro-batches a step is split into; the result is the same but for rounding
-            and the auxiliary loss, which is balanced per micro-batch.
+        accumulation: Micro-batches a step is split into; the result is the same but for rounding,
+            dropout, whose masks are drawn per micro-batch, and the auxiliary loss, which is
+            balanced per micro-batch.
         cutoff: Longest row in tokens; a longer prompt loses its beginning.
         weight_decay: Of AdamW, on all adapter parameters.
         group_by_length: Batches of like length, shuffled among themselves, to save padding.
@@ -122,6 +123,24 @@ class RunSpec:
             values[name] = tuple(data.get(name, ()))
         values["train"] = None if data["train"] is None else TrainSettings(**data["train"])
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How cells are run; no part of what they are.
+
+    Attributes:
+        gradient_checkpointing: Train in less memory and more time, to the same numbers.
+        packed: Most cells trained together; those that are say so in `RunSpec.packed_with`.
+        checkpoint_steps: Steps after which a training's state is written; 0 for never.
+        auto_batch: Where a training runs out of memory, begin it again with micro-batches of half
+            the rows and twice as many of them, down to one row. See `TrainSettings.accumulation`.
+    """
+
+    gradient_checkpointing: bool = False
+    packed: int = 1
+    checkpoint_steps: int = 0
+    auto_batch: bool = False
 
 
 @dataclass(frozen=True)

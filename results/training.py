@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .batches import StepCollator, TrainingSet, joint_steps
+from .checkpoint import Checkpoint, restore_random_state
+from .memory import BatchTooLarge, naming_out_of_memory
 from .spec import TrainSettings
 
 
@@ -23,16 +25,23 @@ class _StepTrainer(Trainer):
     together, of which each may have numbers of its own.
 
     Args:
-        adapter_names: Of the adapters trained.
+        losses: Adapter name -> the loss of each of its steps, those that are done; added to.
+        done: Steps that are done, before those of the data set.
         **kwargs: Of `Trainer`.
-
-    Attributes:
-        losses: Adapter name -> the loss of each of its steps.
     """
 
-    def __init__(self, adapter_names: list[str], **kwargs: Any) -> None:
+    def __init__(self, losses: dict[str, list[float]], done: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.losses: dict[str, list[float]] = {name: [] for name in adapter_names}
+        self.losses = losses
+        self.done = done
+        self._shape: tuple[int, ...] = (0, 0)
+
+    @property
+    def place(self) -> str:
+        """Where the training is now: "step 3, micro-batch of 2 rows of 96 tokens"."""
+        rows, length = self._shape
+        step = self.done + self.state.global_step + 1
+        return f"step {step}, micro-batch of {rows} rows of {length} tokens"
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -45,6 +54,7 @@ class _StepTrainer(Trainer):
         model.train()
         losses: dict[str, list[Tensor]] = defaultdict(list)
         for micro_batch in inputs["micro_batches"]:
+            self._shape = micro_batch["input_ids"].shape
             outputs = model(**self._prepare_inputs(micro_batch))
             self.accelerator.backward(outputs.loss)
             if len(self.losses) > 1:
@@ -60,7 +70,7 @@ class _StepTrainer(Trainer):
             value = loss.item()
             if not math.isfinite(value):
                 whose = f" of {name}" if len(self.losses) > 1 else ""
-                step = self.state.global_step + 1
+                step = self.done + self.state.global_step + 1
                 raise FloatingPointError(f"training loss{whose} is {value} at step {step}")
             self.losses[name].append(value)
             total += loss
@@ -68,13 +78,56 @@ class _StepTrainer(Trainer):
 
 
 class _Progress(TrainerCallback):
-    """Reports steps."""
+    """Reports steps, and goes on from and writes checkpoints.
 
-    def __init__(self, on_step: Callable[[int, int], None]) -> None:
+    Args:
+        on_step: Called with (steps done, steps in all).
+        checkpoint: Where to write, or None.
+        state: The checkpoint that training goes on from, or None.
+        device: Of the model.
+    """
+
+    def __init__(
+        self,
+        on_step: Callable[[int, int], None],
+        checkpoint: Checkpoint | None,
+        state: Mapping[str, Any] | None,
+        device: torch.device,
+    ) -> None:
         self.on_step = on_step
+        self.checkpoint = checkpoint
+        self.state = state
+        self.device = device
+        self.done = 0 if state is None else state["step"]
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.state is not None:
+            kwargs["optimizer"].load_state_dict(self.state["optimizer"])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Only now: to begin an epoch draws a number as well.
+        if self.state is not None:
+            restore_random_state(self.state, self.device)
+            self.state = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.on_step(state.global_step, state.max_steps)
+        step, steps = self.done + state.global_step, self.done + state.max_steps
+        self.on_step(step, steps)
+        if self.checkpoint is not None and self.checkpoint.due(step, steps):
+            self.checkpoint.save(step, kwargs["model"], kwargs["optimizer"], self.device)
+
+
+class _Losses:
+    """The losses as a checkpoint keeps them."""
+
+    def __init__(self, adapter_names: Iterable[str]) -> None:
+        self.by_adapter: dict[str, list[float]] = {name: [] for name in adapter_names}
+
+    def state_dict(self) -> dict[str, list[float]]:
+        return self.by_adapter
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.by_adapter = state
 
 
 def fine_tune(
@@ -85,6 +138,7 @@ def fine_tune(
     on_step: Callable[[int, int], None],
     checkpointing: bool = False,
     quirks: Collection[str] = (),
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train the adapters of a PEFT model in place, the loss on the rows' targets alone.
 
@@ -100,16 +154,29 @@ def fine_tune(
         checkpointing: Recompute activations in the backward pass instead of keeping them: the same
             numbers for less memory and more time.
         quirks: Of `quirks.QUIRKS`, for the batches.
+        checkpoint: Where training goes on from, and writes where it has got to.
 
     Returns:
-        Adapter name -> {"rows", "truncated", "tokens", "steps", "first_loss", "last_loss"}; losses
-        are means over the first and last tenth of the steps, tokens are of one epoch without
-        padding.
+        Adapter name -> {"rows", "truncated", "tokens", "steps", "accumulation", "first_loss",
+        "last_loss"}; losses are means over the first and last tenth of the steps, tokens are of one
+        epoch without padding.
 
     Raises:
         FloatingPointError: A loss is not finite.
+        BatchTooLarge: Memory ran out.
     """
     device = next(model.parameters()).device
+    losses = _Losses(sets)
+    state = None
+    if checkpoint is not None:
+        checkpoint = checkpoint.keeping(losses=losses)
+        state = checkpoint.load()
+        if state is not None:
+            checkpoint.restore(state, model)
+    done = 0 if state is None else state["step"]
+    steps = joint_steps(sets, settings)[done:]
+    if not steps:
+        return _facts(sets, losses.by_adapter, settings)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -137,25 +204,33 @@ def fine_tune(
         # With several GPUs visible the Trainer would silently train with DataParallel.
         arguments._n_gpu = min(arguments.n_gpu, 1)
         trainer = _StepTrainer(
-            list(sets),
+            losses.by_adapter,
+            done,
             model=model,
             args=arguments,
-            train_dataset=joint_steps(sets, settings),
+            train_dataset=steps,
             data_collator=StepCollator(pad_token_id, len(sets) > 1, quirks),
-            callbacks=[_Progress(on_step)],
+            callbacks=[_Progress(on_step, checkpoint, state, device)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return {name: _facts(own, trainer.losses[name]) for name, own in sets.items()}
+        with naming_out_of_memory(lambda: f"training {trainer.place}", BatchTooLarge):
+            trainer.train()
+    return _facts(sets, losses.by_adapter, settings)
 
 
-def _facts(own: TrainingSet, losses: list[float]) -> dict[str, Any]:
-    tenth = max(1, len(losses) // 10)
-    return {
-        "rows": len(own.rows),
-        "truncated": sum(row.truncated for row in own.rows),
-        "tokens": sum(len(row.input_ids) for row in own.rows),
-        "steps": len(losses),
-        "first_loss": sum(losses[:tenth]) / tenth,
-        "last_loss": sum(losses[-tenth:]) / tenth,
-    }
+def _facts(
+    sets: Mapping[str, TrainingSet], losses: Mapping[str, list[float]], settings: TrainSettings
+) -> dict[str, dict[str, Any]]:
+    facts = {}
+    for name, own in sets.items():
+        tenth = max(1, len(losses[name]) // 10)
+        facts[name] = {
+            "rows": len(own.rows),
+            "truncated": sum(row.truncated for row in own.rows),
+            "tokens": sum(len(row.input_ids) for row in own.rows),
+            "steps": len(losses[name]),
+            "accumulation": settings.accumulation,
+            "first_loss": sum(losses[name][:tenth]) / tenth,
+            "last_loss": sum(losses[name][-tenth:]) / tenth,
+        }
+    return facts

@@ -6,8 +6,6 @@ tokenizer. Only safetensors and GGUF files are read, and no code that comes with
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +13,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.hub import hub_trouble
 from results.shapes import SHAPES
+from results.weight_files import WeightsError, digest, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,10 +26,6 @@ TINY_BASE = Path(__file__).parent / "tiny_base"
 
 # What a model needs from its hub repository. Pickled weights and GGUF copies stay there.
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
-
-
-class WeightsError(ValueError):
-    """The weights of a model are missing or cannot be used; one line that says what to do."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +57,8 @@ class ResolvedWeights:
         kind: "bundled", "directory", "gguf-package" or "hub".
         path: A directory in the Hugging Face layout, or a GGUF file.
         revision: Commit on the hub, None elsewhere.
-        fingerprint: The commit on the hub; elsewhere the SHA-256 of the weight files' content, one
-            after the other by name.
+        fingerprint: The commit on the hub; elsewhere the SHA-256 of all that makes the model: the
+            weight files' content and, in a directory, that of its config and tokenizer.
         label: Text for tables, without paths of this machine.
     """
 
@@ -102,16 +98,18 @@ def resolve(model: ModelSource, model_path: Path | None = None) -> ResolvedWeigh
         WeightsError: There are none, or they are not in a format that is read.
     """
     if model_path is not None:
-        path, files = _weight_files(model_path)
-        return ResolvedWeights("directory", path, None, _sha256(files), f"local {path.name}")
+        path, files = weight_files(model_path)
+        return ResolvedWeights("directory", path, None, digest(path, files), f"local {path.name}")
     if model.bundled:
-        path, files = _weight_files(TINY_BASE)
-        return ResolvedWeights("bundled", path, None, _sha256(files), f"bundled {model.name}")
+        path, files = weight_files(TINY_BASE)
+        return ResolvedWeights("bundled", path, None, digest(path, files), f"bundled {model.name}")
     if model.gguf_package is not None:
         gguf_file = _packaged_gguf(model.gguf_package)
         if gguf_file is not None:
             label = f"{gguf_file.name} of {model.gguf_package}"
-            return ResolvedWeights("gguf-package", gguf_file, None, _sha256([gguf_file]), label)
+            return ResolvedWeights(
+                "gguf-package", gguf_file, None, digest(gguf_file, [gguf_file]), label
+            )
     if model.hub_id is None:
         raise WeightsError(f"no weights for {model.name}: give --model-path DIR")
     return _from_hub(model, model.hub_id)
@@ -168,45 +166,6 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def _weight_files(path: Path) -> tuple[Path, list[Path]]:
-    """The path transformers loads from, and the files there that hold the weights."""
-    if path.is_file() and path.suffix == ".gguf":
-        return path, [path]
-    if not path.is_dir():
-        raise WeightsError(f"{path}: neither a directory nor a .gguf file")
-    path = path.resolve()
-    if (path / "adapter_config.json").exists():
-        raise WeightsError(f"{path} holds a PEFT adapter; the weights of a base model are expected")
-    single, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    gguf_files = sorted(path.glob("*.gguf"))
-    if single.exists():
-        files = [single]
-    elif index.exists():
-        files = _shards(index)
-    elif len(gguf_files) == 1:
-        return gguf_files[0], gguf_files
-    elif gguf_files:
-        raise WeightsError(f"{path} holds {len(gguf_files)} .gguf files; name one of them")
-    else:
-        pickled = sorted(path.glob("*.bin")) + sorted(path.glob("*.pt*"))
-        found = f"{pickled[0].name}, a pickle, is not read; " if pickled else ""
-        raise WeightsError(f"{path}: {found}model.safetensors or a .gguf file is expected")
-    if not (path / "config.json").exists():
-        raise WeightsError(f"{path}: config.json is missing next to {files[0].name}")
-    return path, files
-
-
-def _shards(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise WeightsError(f"{index}: not an index with a weight_map: {error!r}") from error
-    for name in names:
-        if not (index.parent / name).is_file():
-            raise WeightsError(f"{index.parent}: {name} is missing, which {index.name} names")
-    return [index.parent / name for name in names]
-
-
 def _packaged_gguf(package: str) -> Path | None:
     """The GGUF file of an installed package, None if it is not installed. Imports nothing of it."""
     try:
@@ -227,18 +186,17 @@ def _from_hub(model: ModelSource, hub_id: str) -> ResolvedWeights:
     try:
         try:
             snapshot = snapshot_download(hub_id, local_files_only=True, **wanted)
-            path, _ = _weight_files(Path(snapshot))
+            path, _ = weight_files(Path(snapshot))
         except (LocalEntryNotFoundError, WeightsError):
             # Asked first because it fails at once; the download retries for half a minute.
             HfApi().model_info(hub_id, revision=model.revision, timeout=20)
-            path, _ = _weight_files(Path(snapshot_download(hub_id, **wanted)))
+            path, _ = weight_files(Path(snapshot_download(hub_id, **wanted)))
     except (OSError, HTTPError) as error:
         ways = [f"`{model.gguf_install}`"] if model.gguf_install else []
-        download = f"hf download {hub_id} --revision {model.revision}"
-        ways += ["--model-path DIR", f"`{download}` (after `hf auth login` if it is gated)"]
+        ways += ["--model-path DIR", f"`hf download {hub_id} --revision {model.revision}`"]
         raise WeightsError(
-            f"no weights for {model.name}; ways to get them: {', or '.join(ways)}"
-            f" (the hub failed with {_describe(error)})"
+            f"no weights for {model.name}: {hub_trouble(error, hub_id)}; ways to get them: "
+            f"{', or '.join(ways)} (it said {_describe(error)})"
         ) from error
     # A snapshot's directory is named by its commit.
     return ResolvedWeights("hub", path, path.name, path.name, f"{hub_id}@{path.name[:12]}")
@@ -321,18 +279,6 @@ def _restore_digit_splitting(tokenizer: PreTrainedTokenizerBase, gguf_file: Path
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         )
-
-
-def _sha256(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    try:
-        for file in files:
-            with file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-    except OSError as error:
-        raise WeightsError(f"cannot read {error.filename}: {error.strerror}") from error
-    return digest.hexdigest()
 
 
 def _describe(error: Exception) -> str:

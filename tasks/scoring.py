@@ -65,6 +65,7 @@ def score(
     batch_tokens: int = 4096,
     cutoff: int = 512,
     progress: Callable[[int], None] | None = None,
+    on_batch: Callable[[int, int], None] | None = None,
     live: Sequence[nn.Module] = (),
 ) -> list[Prediction]:
     """Returns the model's answer to every prompt, in the prompts' order.
@@ -80,6 +81,8 @@ def score(
         cutoff: Most tokens of a prompt with its longest continuation; a longer prompt is cut from
             its left.
         progress: Called after each batch with the number of prompts it held.
+        on_batch: Called before each with the number of rows it computes, and their longest's
+            tokens.
         live: Modules of the model that are run as in training.
 
     Raises:
@@ -101,6 +104,8 @@ def score(
     predictions: dict[int, Prediction] = {}
     with _evaluating(model, live), torch.inference_mode():
         for batch in _batches(requests, batch_tokens, scoring):
+            if on_batch is not None:
+                on_batch(sum(_num_rows(request, scoring) for request in batch), batch[0].num_tokens)
             all_scores = _score_batch(model, batch)
             for request, scores in zip(batch, all_scores, strict=True):
                 predictions[request.position] = _predict(request, scores.tolist(), scoring)
@@ -131,7 +136,7 @@ def _batches(
     batch: list[_Request] = []
     num_rows = 0
     for request in sorted(requests, key=lambda request: request.num_tokens, reverse=True):
-        new_rows = 1 if scoring == "label" else len(request.continuations)
+        new_rows = _num_rows(request, scoring)
         if batch and (num_rows + new_rows) * batch[0].num_tokens > batch_tokens:
             yield batch
             batch, num_rows = [], 0
@@ -139,6 +144,10 @@ def _batches(
         num_rows += new_rows
     if batch:
         yield batch
+
+
+def _num_rows(request: _Request, scoring: Scoring) -> int:
+    return 1 if scoring == "label" else len(request.continuations)
 
 
 def _score_batch(model: nn.Module, batch: Sequence[_Request]) -> list[Tensor]:

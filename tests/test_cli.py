@@ -50,6 +50,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--limit-eval", "many"], ["--limit-eval", "many"]),
         (["--packed", "0"], ["packed is 0", "at least 1"]),
         (["--packed", "two"], ["--packed", "two"]),
+        (["--checkpoint-steps", "-1"], ["checkpoint-steps is -1", "0 or more"]),
         (["--table", "efficiency", "--packed", "2"], ["--table efficiency takes no --packed"]),
         (["--seeds", "0,0"], ["seeds are [0, 0]", "distinct"]),
         (["--seeds", "a"], ["--seeds", "a"]),

@@ -16,7 +16,7 @@
 
 from __future__ import annotations
 
-from .fresh_process import OutOfMemory, call_in_fresh_process
+from .fresh_process import OutOfMemory, call_in_fresh_process, is_out_of_memory
 from .profile import Profile
 from .report import Energy, Latency, Memory, Report
 
@@ -28,4 +28,5 @@ __all__ = [
     "Profile",
     "Report",
     "call_in_fresh_process",
+    "is_out_of_memory",
 ]

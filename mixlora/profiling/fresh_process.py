@@ -120,7 +120,7 @@ def answer(request: str, outcome: str) -> None:
         result = getattr(importlib.import_module(module), function)(call["argument"])
         text = json.dumps({"result": result})
     except Exception as error:
-        text = json.dumps({"error": one_line(error), "out_of_memory": _is_out_of_memory(error)})
+        text = json.dumps({"error": one_line(error), "out_of_memory": is_out_of_memory(error)})
     # Whole or not at all: the process may be killed at any time.
     partial = Path(f"{outcome}.partial")
     partial.write_text(text, encoding="utf-8")
@@ -134,7 +134,8 @@ def _limit_address_space(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out, on a device or on the CPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError, OutOfMemory)):
         return True
     return isinstance(error, (RuntimeError, OSError)) and _says_out_of_memory(str(error))

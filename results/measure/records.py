@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.records import write_atomically
+from results.record_files import load_record, save_record
 
 from .spec import MeasureSpec, measurement_id
 
@@ -64,43 +63,29 @@ class MeasureStore:
 
     def save(self, record: MeasureRecord) -> None:
         """Write a record so that it is there whole or not at all."""
-        write_atomically(
-            self.directory / f"{record.id}.json", json.dumps(record.to_json(), indent=1) + "\n"
-        )
+        save_record(self.directory / f"{record.id}.json", record.to_json(), indent=1)
 
     def load(self, spec: MeasureSpec, commit: str) -> MeasureRecord | None:
-        """The record of a measurement made with the code of a commit, or None.
+        """The record of a measurement made with the code of a commit; None without a whole one.
 
         Raises:
-            ValueError: The file cannot be read as a record; it is named.
+            ValueError: See `results.record_files.load_record`; the file is named.
         """
         path = self.directory / f"{measurement_id(spec, commit)}.json"
-        return _read(path) if path.exists() else None
+        return load_record(path, MeasureRecord.from_json)
 
     def newest(self, wanted: Iterable[MeasureSpec]) -> dict[MeasureSpec, MeasureRecord]:
         """The newest record of each measurement that has one, whatever code it was made with.
 
         Raises:
-            ValueError: A file cannot be read as a record; it is named.
+            ValueError: See `results.record_files.load_record`; the file is named.
         """
-        found = [_read(path) for path in sorted(self.directory.glob("*.json"))]
+        paths = sorted(self.directory.glob("*.json"))
+        read = (load_record(path, MeasureRecord.from_json) for path in paths)
+        found = [record for record in read if record is not None]
         newest: dict[MeasureSpec, MeasureRecord] = {}
         for spec in wanted:
             records = [record for record in found if record.spec.matches(spec)]
             if records:
                 newest[spec] = max(records, key=lambda record: record.provenance["finished"])
         return newest
-
-
-def _read(path: Path) -> MeasureRecord:
-    try:
-        record = MeasureRecord.from_json(json.loads(path.read_text(encoding="utf-8")))
-        record_id = record.id
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"{path}: not a measurement of this version ({type(error).__name__}: {error}); "
-            "delete it to measure again"
-        ) from error
-    if record_id != path.stem:
-        raise ValueError(f"{path}: content does not match its name; delete it to measure again")
-    return record

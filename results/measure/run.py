@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from results import provenance
+from results.locks import taken
 from results.spec import RESULTS_VERSION
 
 from .records import DONE, FAILED, OOM, MeasureRecord, MeasureStore
@@ -50,11 +51,12 @@ def measure_missing(
             f"code is {commit}, which names no exact version: every measurement is made anew",
             file=sys.stderr,
         )
-    records: dict[MeasureSpec, MeasureRecord] = {}
-    for spec in specs:
-        record = store.load(spec, commit) if known and not fresh else None
-        if record is not None and record.status != FAILED:
-            records[spec] = record
+    found = {spec: store.load(spec, commit) if known else None for spec in specs}
+    records = {
+        spec: record
+        for spec, record in found.items()
+        if record is not None and record.status != FAILED and not fresh
+    }
     waiting = [spec for spec in specs if spec not in records]
     # A bar in a terminal; in a log, one line a measurement.
     done, total = len(records), len(specs)
@@ -64,8 +66,15 @@ def measure_missing(
             bar.set_description(spec.title)
             if bar.disable:
                 print(f"measurement {number}/{total}: {spec.title}", file=sys.stderr, flush=True)
-            records[spec] = record = _measure(spec, commit)
-            store.save(record)
+            # Of all processes one at a time: two would measure each other.
+            with taken(store.directory.parent / "locks" / "measurements.lock", wait=True):
+                made = store.load(spec, commit) if known else None
+                if made is not None and made != found[spec]:
+                    record = made  # by another process meanwhile
+                else:
+                    record = _measure(spec, commit)
+                    store.save(record)
+            records[spec] = record
             if record.status != DONE:
                 tqdm.write(f"{record.status}: {spec.title}: {record.reason}", file=sys.stderr)
             bar.update()

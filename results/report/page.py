@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from results.records import write_atomically
+from results.record_files import write_atomically
 from results.sources import COMPUTED, MEASURED
 
 from .blocks import Block, read_blocks

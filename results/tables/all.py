@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.accuracy import AccuracyTable, add_cell_options
+from results.accuracy import AccuracyTable
+from results.cell_options import add_cell_options
 from results.presets import get_preset
 from results.rendered import Rendered, table
 from results.tables import Plan, Table, get_table

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,15 @@ from typing import Any
 import pytest
 
 from mixlora.moe import FORWARDS
+from results import locks
 from results import request as request_module
 from results.accuracy import single_task
 from results.executor import execute, stored
+from results.failures import FailureStore, OutOfMemory
 from results.inputs import CellInputs, InputLoader
+from results.record_files import OutputError
 from results.records import RecordStore, RunRecord
-from results.spec import RunSpec
+from results.spec import RunOptions, RunSpec
 from results.weights import ResolvedWeights
 from tasks.sources import open_source
 
@@ -39,7 +44,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
         pack: Sequence[tuple[RunSpec, CellInputs]],
         wanted: Sequence[RunSpec],
         report: Any,
-        checkpointing: bool,
+        options: RunOptions,
+        checkpoint: Path,
     ) -> Iterator[RunRecord]:
         cells.extend(spec for spec, _ in pack)
         if any(spec.method == "dora" for spec, _ in pack):
@@ -72,12 +78,110 @@ def test_a_failure_costs_its_own_cell_only(ran: list[RunSpec], tmp_path: Path) -
     wanted = cells(methods=["lora", "dora", "mixlora"])
     outcome = execute(wanted, loader(), RecordStore(tmp_path), fresh=False)
     assert [spec.method for spec in outcome.records] == ["lora", "mixlora"]
-    ((failed, reason),) = outcome.failed.items()
-    assert failed.method == "dora"
-    assert reason.startswith("FloatingPointError: training loss is nan at step 3 (traceback in ")
+    ((spec, failure),) = outcome.failed.items()
+    assert spec.method == "dora"
     (log,) = (tmp_path / "logs").iterdir()
+    assert log.name == f"{failure.id}.log"
+    assert failure.status == "failed"
+    told = f"FloatingPointError: training loss is nan at step 3 (traceback in logs/{log.name})"
+    assert failure.reason == told
     assert "run_pack" in log.read_text()
     assert len(list((tmp_path / "records").iterdir())) == 2
+
+
+def test_logs_of_cells_of_one_title_are_two(ran: list[RunSpec], tmp_path: Path) -> None:
+    for limit in (3, 4):  # no part of the title
+        execute(cells(methods=["dora"], limit_train=limit), loader(), RecordStore(tmp_path), False)
+    assert len(list((tmp_path / "logs").iterdir())) == 2
+
+
+def test_a_failure_is_known_until_the_cell_succeeds(
+    ran: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, wanted = RecordStore(tmp_path), cells(methods=["lora", "dora"])
+    failed = execute(wanted, loader(), store, fresh=False).failed
+    assert stored(wanted, store).failed == failed != {}
+    # It is tried again, and what it was trained to is not.
+    again = execute(wanted, loader(), store, fresh=False)
+    assert [spec.method for spec in ran] == ["lora", "dora", "dora"]
+    assert again.failed.keys() == failed.keys()
+
+    def run_pack(pack: Any, *rest: Any) -> Iterator[RunRecord]:
+        ((spec, inputs),) = pack
+        record = make_record(spec, [0, 1], [0, 1])
+        yield RunRecord(**vars(record) | {"fingerprints": inputs.fingerprints})
+
+    monkeypatch.setattr("results.run.run_pack", run_pack)
+    assert execute(wanted, loader(), store, fresh=False).failed == {}
+    after = stored(wanted, store)
+    assert (after.failed, len(after.records)) == ({}, 2)
+
+
+def test_the_newer_of_record_and_failure_is_rendered(ran: list[RunSpec], tmp_path: Path) -> None:
+    """They can be of different data or code; of the same, the record has removed the failure."""
+    store = RecordStore(tmp_path)
+    wanted = cells(methods=["dora"])
+    old, new = "2020-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"
+    store.save(make_record(wanted[0], [0], [0], eval_data="old", finished=old))
+    execute(wanted, loader(), store, fresh=False)
+    assert stored(wanted, store).failed.keys() == set(wanted)
+    assert stored(wanted, store).records == {}
+    store.save(make_record(wanted[0], [0], [0], eval_data="new", finished=new))
+    assert stored(wanted, store).failed == {}
+
+
+def test_a_damaged_record_is_run_again(ran: list[RunSpec], tmp_path: Path) -> None:
+    store, wanted = RecordStore(tmp_path), cells(methods=["base", "lora"])
+    first = execute(wanted, loader(), store, fresh=False)
+    path = store.path(first.records[wanted[1]].id)
+    path.write_bytes(path.read_bytes()[:-9])
+    again = execute(wanted, loader(), store, fresh=False)
+    assert [spec.method for spec in ran] == ["base", "lora", "lora"]
+    assert again.records == first.records
+    assert path.exists() and path.with_name(f"{path.name}.damaged").exists()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_another_process_has_settled_meanwhile_is_taken_over(
+    fresh: bool, ran: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process runs both cells between this one's plan and its first lock."""
+    store, wanted = RecordStore(tmp_path), cells(methods=["lora", "dora"])
+    if fresh:
+        execute(wanted, loader(), store, fresh=False)
+        ran.clear()
+    (lora, dora) = wanted
+
+    def taken(path: Path, wait: bool = False) -> Any:
+        monkeypatch.undo()
+        spec, prints = lora, loader().load(lora).fingerprints
+        other = make_record(spec, [0, 1], [1, 1])
+        store.save(RunRecord(**vars(other) | {"fingerprints": prints}))
+        FailureStore(tmp_path).save(dora, prints, OutOfMemory("elsewhere"))
+        return locks.taken(path)
+
+    monkeypatch.setattr("results.executor.taken", taken)
+    outcome = execute(wanted, loader(), store, fresh=fresh)
+    assert ran == [] and outcome.computed == 0
+    assert outcome.records[lora].tasks["piqa"].predictions == [1, 1]
+    assert outcome.failed[dora].status == "OOM"
+
+
+def test_what_cannot_be_saved_is_said_and_stops_the_run(
+    ran: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    store, wanted = RecordStore(tmp_path), cells(methods=["base", "lora", "mixlora"])
+    execute(wanted[:1], loader(), store, fresh=False)
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match=r"cannot write .*json: No space left on device"):
+        execute(wanted, loader(), store, fresh=False)
+    assert [spec.method for spec in ran] == ["base", "lora"]
+    assert f"computed, but not saved: {wanted[1].title}" in capsys.readouterr().err
+    assert len(store.all()) == 1 == len(list(store.directory.iterdir()))
 
 
 def test_bad_data_stops_before_anything_runs(ran: list[RunSpec], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from results.inputs import InputLoader
 from results.packing import make_packs
 from results.records import RecordStore
 from results.run import add_adapter
-from results.spec import RunSpec, TrainSettings
+from results.spec import RunOptions, RunSpec, TrainSettings
 from results.training import fine_tune
 from results.weights import MODELS, resolve
 from tasks.encoding import TrainingRow
@@ -185,7 +185,8 @@ def real_cells(dtype: str = "float32") -> list[RunSpec]:
 def run(cells: list[RunSpec], output: Path, packed: int) -> Outcome:
     weights = {"tiny": resolve(MODELS["tiny"], None)}
     loader = InputLoader(open_source(None, bundled=True), weights)
-    return execute(cells, loader, RecordStore(output), fresh=False, packed=packed)
+    options = RunOptions(packed=packed)
+    return execute(cells, loader, RecordStore(output), fresh=False, options=options)
 
 
 def test_a_cell_has_the_same_record_packed(tmp_path: Path) -> None:

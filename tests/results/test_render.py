@@ -10,9 +10,11 @@ import pandas as pd
 
 from results.compare import LONG_COLUMNS, compare
 from results.executor import Outcome
+from results.failures import Failure
 from results.records import RunRecord
 from results.render import render
 from results.rendered import Rendered
+from results.spec import Fingerprints
 from results.tables.main import TABLE
 from tasks import TASK_NAMES
 
@@ -102,11 +104,14 @@ def test_the_same_model_stands_beside_the_paper() -> None:
 
 def test_unavailable_and_failed_cells_say_why() -> None:
     no_data, broken = make_spec("lora", "hellaswag"), make_spec("dora", "arc-e")
-    markdown = rendered(
+    prints, why = Fingerprints("", "", "", ""), "FloatingPointError: training loss is nan at step 3"
+    table = rendered(
         [],
         unavailable={no_data: "hellaswag: no train split, expected d/train.jsonl"},
-        failed={broken: "FloatingPointError: training loss is nan at step 3"},
-    ).markdown
+        failed={broken: Failure(broken, prints, "failed", why, "2026-01-01T00:00:00+00:00")},
+    )
+    markdown = table.markdown
+    assert table.failed == 1
     assert "unavailable: tiny lora hellaswag seed 0: hellaswag: no train split" in markdown
     assert "failed: tiny dora arc-e seed 0: FloatingPointError: training loss is nan" in markdown
 

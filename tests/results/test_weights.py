@@ -59,10 +59,32 @@ def test_dtype_is_the_one_asked_for(directory: Path, dtype: str) -> None:
 
 def test_fingerprint_is_the_hash_of_the_content(directory: Path, tmp_path: Path) -> None:
     content = (directory / "model.safetensors").read_bytes()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        content += (directory / name).read_bytes()
     fingerprint = resolve(UNBUNDLED, directory).fingerprint
     assert fingerprint == hashlib.sha256(content).hexdigest()
     save_model(tmp_path / "other")
     assert resolve(UNBUNDLED, tmp_path / "other").fingerprint != fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("config.json", True),  # another activation, say
+        ("tokenizer.json", True),
+        ("tokenizer_config.json", True),
+        ("merges.txt", True),
+        ("generation_config.json", False),
+        ("README.md", False),
+    ],
+)
+def test_fingerprint_covers_what_can_change_a_number(
+    name: str, counts: bool, directory: Path
+) -> None:
+    before = resolve(UNBUNDLED, directory).fingerprint
+    with (directory / name).open("a") as file:
+        file.write("\n")
+    assert (resolve(UNBUNDLED, directory).fingerprint != before) == counts
 
 
 def test_fingerprint_covers_every_shard(tmp_path: Path) -> None:
@@ -70,6 +92,8 @@ def test_fingerprint_covers_every_shard(tmp_path: Path) -> None:
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 1
     content = b"".join(shard.read_bytes() for shard in shards)
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        content += (tmp_path / name).read_bytes()
     resolved = resolve(UNBUNDLED, tmp_path)
     assert resolved.fingerprint == hashlib.sha256(content).hexdigest()
     model, _ = load_model(resolved, "float32", "cpu")
@@ -166,7 +190,7 @@ def test_without_weights_one_line_lists_the_ways(
         resolve(model)
     message = str(raised.value)
     assert "\n" not in message
-    for way in ("`make it`", "--model-path DIR", "hf download some/model", "hf auth login"):
+    for way in ("`make it`", "--model-path DIR", "hf download some/model", "HF_HUB_OFFLINE"):
         assert way in message
 
 

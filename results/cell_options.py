@@ -1,0 +1,95 @@
+"""The options of every table of accuracies: models, data and how cells are run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from tasks.base import SCORINGS
+
+from .presets import PRESETS
+from .quirks import PROTOCOLS, QUIRKS
+from .request import FORWARDS, name_list, number_list
+
+
+def add_cell_options(parser: argparse.ArgumentParser) -> None:
+    """The options of every table of accuracies: models, data and how cells are run."""
+    add = parser.add_argument
+    add(
+        "--preset",
+        default="tiny",
+        help=f"models, data and settings: {', '.join(PRESETS)} (default tiny)",
+    )
+    add("--models", type=name_list, help="comma-separated subset of the preset's models")
+    add(
+        "--seeds",
+        type=number_list,
+        default=[0],
+        help="comma-separated seeds of the tuned cells (default 0)",
+    )
+    add("--limit-train", type=int, metavar="N", help="training rows per task (default all)")
+    add("--limit-eval", type=int, metavar="N", help="scored rows per task (default all)")
+    add(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="local data: DIR/<task>/<split>.jsonl, .jsonl.gz or .parquet",
+    )
+    add(
+        "--model-path",
+        type=Path,
+        metavar="DIR",
+        help="local weights of the one model asked for",
+    )
+    add(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="JSON file {task: {scoring: template}} replacing our prompts",
+    )
+    add(
+        "--protocol",
+        default="clean",
+        help=f"{' or '.join(PROTOCOLS)}: with the quirks of the released code (default clean)",
+    )
+    add(
+        "--quirk",
+        type=name_list,
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help=f"one quirk of the released code, may be given again: {', '.join(QUIRKS)}",
+    )
+    add("--scoring", help=f"{' or '.join(SCORINGS)} (default: the preset's)")
+    add(
+        "--forward",
+        default="fused",
+        help=f"how MixLoRA is computed: {', '.join(FORWARDS)} (default fused)",
+    )
+    add(
+        "--gradient-checkpointing",
+        action=argparse.BooleanOptionalAction,
+        help="train in less memory and more time, to the same numbers (default: the preset's; "
+        "small does)",
+    )
+    add(
+        "--checkpoint-steps",
+        type=int,
+        metavar="N",
+        help="write the state of a training every N steps and at its end, so that a killed run "
+        "goes on from there; 0 never (default: tiny 0, small 25, paper 100)",
+    )
+    add(
+        "--auto-batch",
+        action="store_true",
+        help="where a training runs out of memory, begin it again with half the micro-batch and "
+        "twice the accumulation: the same result but for dropout and the auxiliary loss",
+    )
+    add(
+        "--packed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="train up to N cells together, MixLoRA's or MixDoRA's of the same model and "
+        "settings (default 1: each alone)",
+    )
