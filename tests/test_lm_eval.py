@@ -76,9 +76,7 @@ def own_prompts(
 
 def assert_same_requests(name: str, scoring: Scoring, data_dir: Path, limit: int) -> None:
     wanted = own_prompts(name, scoring, data_dir, limit)
-    task = manager(data_dir).load([config_name(name, scoring)])["tasks"][
-        config_name(name, scoring)
-    ]
+    task = manager(data_dir).load([config_name(name, scoring)])["tasks"][config_name(name, scoring)]
     assert len(task.eval_docs) == len(own_prompts(name, scoring, data_dir, 10**9))
     task.build_all_requests(limit=limit)
     requests = [(each.doc_id, *each.args) for each in task.instances]
@@ -187,11 +185,14 @@ def test_every_example_scores_the_same(adapter: Path) -> None:
                     assert sample["acc_norm"] == (prediction.label_norm == answer)
     adapted = own_predictions(model, "piqa", "choice")
     # Else the adapter would have been compared with the base.
-    assert max(
-        abs(a - b)
-        for (one, _), (other, _) in zip(adapted, plain, strict=True)
-        for a, b in zip(one.scores, other.scores, strict=True)
-    ) > 0.1
+    assert (
+        max(
+            abs(a - b)
+            for (one, _), (other, _) in zip(adapted, plain, strict=True)
+            for a, b in zip(one.scores, other.scores, strict=True)
+        )
+        > 0.1
+    )
 
 
 def test_labels_of_several_tokens_differ_as_documented(adapter: Path) -> None:
@@ -210,7 +211,9 @@ def test_an_adapter_without_effect_is_refused(tmp_path: Path) -> None:
 def test_an_adapter_that_is_not_all_there_is_refused(adapter: Path, tmp_path: Path) -> None:
     weights = load_file(adapter / "adapter_model.safetensors")
     lost = next(name for name in weights if "router" in name)
-    save_file({k: v for k, v in weights.items() if k != lost}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if k != lost}, tmp_path / "adapter_model.safetensors"
+    )
     (tmp_path / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
     with pytest.raises(AdapterError, match="missing adapter keys"):
         AdapterLM(BASE, adapter=str(tmp_path), device="cpu")
@@ -291,13 +294,14 @@ def test_hf_with_an_adapter_without_effect(
 def test_the_command_in_a_process_of_its_own(adapter: Path, tmp_path: Path) -> None:
     """Stock tasks are there as well, nothing is downloaded, and accuracies are those of ours."""
     names = [("arc-e", "label"), ("piqa", "choice")]
-    line = [sys.executable, "-c", "import sys; from mixlora.lm_eval.cli import main; sys.exit(main())"]
-    line += ["--model", "mixlora", "--model_args", f"pretrained={BASE},adapter={adapter},dtype=float32"]
+    code = "import sys; from mixlora.lm_eval.cli import main; sys.exit(main())"
+    model_args = f"pretrained={BASE},adapter={adapter},dtype=float32"
+    line = [sys.executable, "-c", code, "--model", "mixlora", "--model_args", model_args]
     line += ["--tasks", ",".join(config_name(*each) for each in names), "--limit", str(LIMIT)]
     line += ["--device", "cpu", "--output_path", str(tmp_path / "out")]
     line += ["--metadata", f"data_dir={MINIATURE_DIR}"]
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
-    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
+    done = subprocess.run(line, cwd=ROOT, env=offline, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     (file,) = (tmp_path / "out").rglob("*.json")
     results = json.loads(file.read_text())["results"]

@@ -44,7 +44,8 @@ def load(
         rows = datasets.load_dataset(hub_path, hub_name, revision=hub_revision, split=split)
         return {split: rows}
     stem = Path(str(data_dir), directory, split)
-    found = {file: kind for end, kind in _FORMATS.items() if (file := Path(f"{stem}{end}")).exists()}
+    files = {Path(f"{stem}{end}"): kind for end, kind in _FORMATS.items()}
+    found = {file: kind for file, kind in files.items() if file.exists()}
     if len(found) != 1:
         names = " and ".join(file.name for file in found) or "none"
         raise DataError(f"expected one of {stem}.jsonl, .jsonl.gz and .parquet, found {names}")

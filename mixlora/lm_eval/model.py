@@ -5,10 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from mixlora.effect import require_effect
 
@@ -25,7 +25,8 @@ class AdapterLM(HFLM):
 
     Args:
         pretrained: Directory or hub name of the base model.
-        adapter: Directory or hub name of the adapter; ``peft``, as in lm-eval's ``hf``, is the same.
+        adapter: Directory or hub name of the adapter.
+        peft: The same, by the name it has in lm-eval's ``hf``.
         softmax_dtype: In which logits become log-probabilities; of ``hf`` the model's, whose three
             digits in half precision make ties.
         **others: As of ``hf``.
@@ -35,6 +36,8 @@ class AdapterLM(HFLM):
             the base model has no embedding of (embeddings are never resized).
         NoEffectError: The adapter leaves the logits of a probe unchanged.
     """
+
+    _model: Any
 
     def __init__(
         self,
@@ -49,9 +52,7 @@ class AdapterLM(HFLM):
                 f"model_args have adapter={adapter}, peft={peft}: expected adapter=DIR; "
                 "the base model alone is --model hf without peft"
             )
-        super().__init__(
-            pretrained, peft=adapter or peft, softmax_dtype=softmax_dtype, **others
-        )
+        super().__init__(pretrained, peft=adapter or peft, softmax_dtype=softmax_dtype, **others)
 
     def _create_model(self, *args: Any, peft: str, **kwargs: Any) -> None:
         super()._create_model(*args, **kwargs)
@@ -66,7 +67,7 @@ class AdapterLM(HFLM):
         require_effect(self._model, batch["input_ids"], batch["attention_mask"])
 
 
-def load_adapter(model: torch.nn.Module, adapter: str) -> PeftModel:
+def load_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
     """A model with an adapter from a directory or the hub, every weight of it found.
 
     Raises:
@@ -76,7 +77,7 @@ def load_adapter(model: torch.nn.Module, adapter: str) -> PeftModel:
         # PEFT says so and goes on with random weights in their place.
         warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
         try:
-            return PeftModel.from_pretrained(model, adapter)  # type: ignore[arg-type]
+            return PeftModel.from_pretrained(model, adapter)
         except (UserWarning, OSError, ValueError, RuntimeError) as error:
             reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
             raise AdapterError(f"adapter {adapter}: {reason}") from error
