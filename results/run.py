@@ -15,6 +15,7 @@ from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from mixlora import ExpertLoad
+from mixlora.effect import require_effect
 from mixlora.ffn import get_family
 from tasks.base import Scoring
 from tasks.data import fingerprint
@@ -86,6 +87,7 @@ def run_pack(
 
     Raises:
         FloatingPointError: A loss or score is not finite.
+        mixlora.effect.NoEffectError: An adapter does nothing to the prompts.
         ValueError: Prompts and tokenizer do not fit the scoring.
     """
     report("loading")
@@ -113,6 +115,7 @@ def run_pack(
         if first.method != BASE:
             cast(PeftModel, model).set_adapter(name)
             trainable, _ = count_parameters(model)
+            _check_effect(model, tokenizer, inputs)
         tasks = {
             task: _score(model, tokenizer, rows, spec, name, report)
             for task, rows in inputs.evaluation.items()
@@ -186,6 +189,15 @@ def _train(
     if load is None:
         return facts
     return {name: own | {"expert_load": loads[name]} for name, own in facts.items()}
+
+
+def _check_effect(model: nn.Module, tokenizer: Any, inputs: CellInputs) -> None:
+    """Run a few scored prompts with and without the active adapter."""
+    first = next(iter(inputs.evaluation.values()))
+    texts = [prompt.text for prompt in first.prompts[:4]]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=128)
+    device = next(model.parameters()).device
+    require_effect(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:

@@ -204,8 +204,10 @@ def test_labels_of_several_tokens_differ_as_documented(adapter: Path) -> None:
 
 
 def test_an_adapter_without_effect_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(NoEffectError, match="unchanged"):
-        AdapterLM(BASE, adapter=str(save_adapter(tmp_path, trained=False)), device="cpu")
+    adapter = str(save_adapter(tmp_path, trained=False))
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(NoEffectError, match="unchanged"):
+            AdapterLM(BASE, adapter=adapter, dtype=dtype, device="cpu")
 
 
 def test_an_adapter_that_is_not_all_there_is_refused(adapter: Path, tmp_path: Path) -> None:
