@@ -24,7 +24,7 @@ from .records import RecordStore, RunRecord
 from .render import render
 from .rendered import Rendered
 from .request import FORWARDS, Request, chosen, name_list, number_list
-from .spec import RunSpec
+from .spec import EVALUATORS, OWN, RunSpec
 from .weights import MODELS, resolve, resolve_device
 
 
@@ -71,7 +71,8 @@ def all_tasks(
 ) -> Callable[[Request], list[RunSpec]]:
     """One cell per model, method and seed, tuned on all tasks mixed; none of the untuned base.
 
-    Of mixtures, the load of the experts is counted as well.
+    Of mixtures, the load of the experts is counted as well, but where lm-eval scores: it runs a
+    prompt once for each option.
 
     Args:
         changes: What differs from the preset's settings of the method.
@@ -85,7 +86,10 @@ def all_tasks(
             for seed in request.seeds
             if method != BASE
         ]
-        return [dataclasses.replace(cell, expert_load=cell.is_mixture) for cell in mixed]
+        return [
+            dataclasses.replace(cell, expert_load=cell.is_mixture and cell.evaluator == OWN)
+            for cell in mixed
+        ]
 
     return cells
 
@@ -287,6 +291,12 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--scoring", help=f"{' or '.join(SCORINGS)} (default: the preset's)")
     add(
+        "--evaluator",
+        default=OWN,
+        help=f"what scores the cells: {' or '.join(EVALUATORS)}, whose numbers have columns of "
+        "their own (default own)",
+    )
+    add(
         "--forward",
         default="fused",
         help=f"how MixLoRA is computed: {', '.join(FORWARDS)} (default fused)",
@@ -326,4 +336,5 @@ def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:
         forward=options.forward,
         protocol=options.protocol,
         quirks=options.quirk,
+        evaluator=options.evaluator,
     )

@@ -32,6 +32,7 @@ from .rendered import (
     table,
 )
 from .request import Request
+from .spec import OWN
 from .stats import COLLAPSED_SHARE
 
 if TYPE_CHECKING:
@@ -148,8 +149,9 @@ class _Grid:
 def _measured_block(grid: _Grid, model: str) -> list[str]:
     request, main = grid.request, grid.asked.main
     quirks = f", with {', '.join(request.quirks)}" if request.quirks else ""
-    parts = [f"## {model}: measured, {request.scoring} scoring{quirks}"]
-    for metric in metrics_of(request.scoring):
+    by = "" if request.evaluator == OWN else f" by {request.evaluator}"
+    parts = [f"## {model}: measured, {request.scoring} scoring{by}{quirks}"]
+    for metric in metrics_of(request.scoring, request.evaluator):
         head = ["method", "parameters", "%", *grid.headings]
         rows = [_measured_row(grid, model, line, metric) for line in grid.asked_lines]
         levels = [
@@ -167,7 +169,8 @@ def _measured_block(grid: _Grid, model: str) -> list[str]:
             title = next(s.title for s in grid.asked.settings if s.name == main)
             what = f"{metric}, points above the same method with {title}, likewise"
             parts += [what, _against(grid, model, others, f"{metric}_minus_{MAIN}")]
-    if model in grid.reported_models and request.scoring == "label":
+    comparable = request.scoring == "label" and request.evaluator == OWN
+    if model in grid.reported_models and comparable:
         parts += [f"### {model}: the paper, and measured minus paper", _paper_table(grid, model)]
     return parts
 
@@ -317,6 +320,7 @@ def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dic
         "data": distinct(record.provenance["data"] for record in records),
         "rows": rows,
         "scoring": request.scoring,
+        "evaluator": request.evaluator,
         "quirks of the released code": list(request.quirks),
         "seeds": list(request.seeds),
         "dtype": distinct(record.spec.dtype for record in records),

@@ -14,7 +14,7 @@ from tasks.names import choose
 from .methods import BASE, METHOD_TITLES
 from .presets import Preset
 from .quirks import chosen_quirks, concerning
-from .spec import RunSpec
+from .spec import EVALUATORS, OWN, RunSpec
 from .weights import DTYPES
 
 #: The forwards of `mixlora.moe.FORWARDS`, named here too because that module loads torch.
@@ -36,6 +36,7 @@ class Request:
         device: "cpu", "cuda" or "mps".
         forward: How MixLoRA is computed.
         quirks: Of the released code, that cells are run with.
+        evaluator: "own" or "lm-eval".
     """
 
     preset: Preset
@@ -51,6 +52,7 @@ class Request:
     device: str
     forward: str
     quirks: tuple[str, ...]
+    evaluator: str
 
     @classmethod
     def make(
@@ -70,6 +72,7 @@ class Request:
         forward: str = "fused",
         protocol: str = "clean",
         quirks: Sequence[str] = (),
+        evaluator: str = OWN,
     ) -> Request:
         """A request; None takes the preset's value.
 
@@ -95,6 +98,7 @@ class Request:
             device=device,
             forward=choose("forward", forward, FORWARDS),
             quirks=chosen_quirks(protocol, quirks),
+            evaluator=choose("evaluator", evaluator, EVALUATORS),
         )
 
     def cell(
@@ -136,6 +140,7 @@ class Request:
             device=self.device,
             adapter=tuple(sorted(adapter.items())),
             train=None if untuned else self.preset.train,
+            evaluator=self.evaluator,
         )
         return dataclasses.replace(spec, quirks=concerning(spec, {*self.quirks, *quirks}))
 

@@ -28,7 +28,7 @@ from .inputs import CellInputs, EvalSet
 from .methods import BASE, get_method
 from .quirk_effects import dropout_modules, freeze_magnitudes, reset_magnitudes
 from .records import RunRecord, TaskResult
-from .spec import RunSpec
+from .spec import LM_EVAL, RunSpec
 from .training import fine_tune
 from .weights import load_model
 
@@ -225,6 +225,12 @@ def _score(
         report(f"scored {done}/{total}")
 
     scoring = cast(Scoring, spec.scoring)
+    if spec.evaluator == LM_EVAL:
+        # Here, because lm-eval takes seconds to import.
+        from .lm_eval import score_with_lm_eval
+
+        found = score_with_lm_eval(model, tokenizer, rows, scoring, progress=count)
+        return _task_result(rows, found, None)
     live: list[nn.Module] = []
     if "eval-dropout" in spec.quirks:
         live = dropout_modules(model)
