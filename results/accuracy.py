@@ -19,6 +19,7 @@ from .executor import Outcome, execute, stored
 from .inputs import InputLoader
 from .methods import BASE, METHOD_TITLES
 from .presets import PRESETS, get_preset
+from .quantise import QUANTIZATIONS, check_quantize
 from .quirks import PROTOCOLS, QUIRKS
 from .records import RecordStore, RunRecord
 from .render import render
@@ -219,6 +220,7 @@ class AccuracyPlan:
                 f"--model-path is for one model, but {len(models)} are asked for; "
                 f"choose one of {', '.join(models)} with --models"
             )
+        check_quantize(self.request.quantize)
         source = open_source(self.options.data_dir, bundled=self.request.data == "bundled")
         weights = {name: resolve(MODELS[name], path) for name in models}
         templates = load_templates(self.options.prompts) if self.options.prompts else {}
@@ -291,6 +293,11 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--scoring", help=f"{' or '.join(SCORINGS)} (default: the preset's)")
     add(
+        "--quantize",
+        metavar="BITS",
+        help=f"of the frozen weights: {' or '.join(QUANTIZATIONS)} (needs bitsandbytes)",
+    )
+    add(
         "--evaluator",
         default=OWN,
         help=f"what scores the cells: {' or '.join(EVALUATORS)}, whose numbers have columns of "
@@ -337,4 +344,5 @@ def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:
         protocol=options.protocol,
         quirks=options.quirk,
         evaluator=options.evaluator,
+        quantize=options.quantize,
     )

@@ -149,8 +149,9 @@ class _Grid:
 def _measured_block(grid: _Grid, model: str) -> list[str]:
     request, main = grid.request, grid.asked.main
     quirks = f", with {', '.join(request.quirks)}" if request.quirks else ""
+    bits = f", {request.quantize} base" if request.quantize else ""
     by = "" if request.evaluator == OWN else f" by {request.evaluator}"
-    parts = [f"## {model}: measured, {request.scoring} scoring{by}{quirks}"]
+    parts = [f"## {model}: measured, {request.scoring} scoring{by}{bits}{quirks}"]
     for metric in metrics_of(request.scoring, request.evaluator):
         head = ["method", "parameters", "%", *grid.headings]
         rows = [_measured_row(grid, model, line, metric) for line in grid.asked_lines]
@@ -323,6 +324,7 @@ def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dic
         "evaluator": request.evaluator,
         "quirks of the released code": list(request.quirks),
         "seeds": list(request.seeds),
+        "quantize": request.quantize,
         "dtype": distinct(record.spec.dtype for record in records),
         "training": distinct(settings),
         "adapters": adapters,

@@ -13,6 +13,7 @@ from tasks.names import choose
 
 from .methods import BASE, METHOD_TITLES
 from .presets import Preset
+from .quantise import QUANTIZATIONS
 from .quirks import chosen_quirks, concerning
 from .spec import EVALUATORS, OWN, RunSpec
 from .weights import DTYPES
@@ -37,6 +38,7 @@ class Request:
         forward: How MixLoRA is computed.
         quirks: Of the released code, that cells are run with.
         evaluator: "own" or "lm-eval".
+        quantize: "4bit", "8bit" or None, of the frozen weights.
     """
 
     preset: Preset
@@ -53,6 +55,7 @@ class Request:
     forward: str
     quirks: tuple[str, ...]
     evaluator: str
+    quantize: str | None
 
     @classmethod
     def make(
@@ -73,6 +76,7 @@ class Request:
         protocol: str = "clean",
         quirks: Sequence[str] = (),
         evaluator: str = OWN,
+        quantize: str | None = None,
     ) -> Request:
         """A request; None takes the preset's value.
 
@@ -99,6 +103,7 @@ class Request:
             forward=choose("forward", forward, FORWARDS),
             quirks=chosen_quirks(protocol, quirks),
             evaluator=choose("evaluator", evaluator, EVALUATORS),
+            quantize=None if quantize is None else choose("quantize", quantize, QUANTIZATIONS),
         )
 
     def cell(
@@ -141,6 +146,7 @@ class Request:
             adapter=tuple(sorted(adapter.items())),
             train=None if untuned else self.preset.train,
             evaluator=self.evaluator,
+            quantize=self.quantize,
         )
         return dataclasses.replace(spec, quirks=concerning(spec, {*self.quirks, *quirks}))
 

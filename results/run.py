@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from mixlora import ExpertLoad
 from mixlora.effect import require_effect
 from mixlora.ffn import get_family
+from mixlora.quantised import prepare_quantised
 from tasks.base import Scoring
 from tasks.data import fingerprint
 from tasks.encoding import encode_training
@@ -93,8 +94,11 @@ def run_pack(
     report("loading")
     clock = _Clock()
     first, inputs = cells[0]
-    base_model, tokenizer = load_model(inputs.weights, first.dtype, first.device)
-    base = sum(parameter.numel() for parameter in base_model.parameters())
+    base_model, tokenizer = load_model(inputs.weights, first.dtype, first.device, first.quantize)
+    # MixLoRA's own adapters do so; the baselines' do not.
+    prepare_quantised(base_model)
+    # By transformers, which knows that 4-bit weights are two to a number.
+    base = base_model.num_parameters()
     model: nn.Module = base_model
     adapters = {f"cell{number}": cell for number, cell in enumerate(cells)}
     if first.method != BASE:

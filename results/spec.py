@@ -65,6 +65,7 @@ class RunSpec:
         train: How it is tuned; None for the base.
         expert_load: Whether the experts that tokens go to are counted as well.
         evaluator: What scores it, "own" (`tasks.scoring`) or "lm-eval".
+        quantize: Bits that the frozen weights are quantised to, "4bit" or "8bit"; None for none.
         quirks: Those of `quirks.QUIRKS` that are on and concern the cell.
         packed_with: Titles of the cells it is trained together with, on which rounding and dropout
             masks depend.
@@ -85,6 +86,7 @@ class RunSpec:
     train: TrainSettings | None
     expert_load: bool = False
     evaluator: str = OWN
+    quantize: str | None = None
     quirks: tuple[str, ...] = ()
     packed_with: tuple[str, ...] = ()
 
@@ -104,7 +106,7 @@ class RunSpec:
     @property
     def title(self) -> str:
         """Short text for progress and messages."""
-        method = " ".join(filter(None, (self.method, self.varied, *self.quirks)))
+        method = " ".join(filter(None, (self.method, self.varied, self.quantize, *self.quirks)))
         by = "" if self.evaluator == OWN else f" by {self.evaluator}"
         return f"{self.model} {method} {'+'.join(self.eval_tasks)} seed {self.seed}{by}"
 
