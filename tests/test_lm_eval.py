@@ -262,6 +262,10 @@ def test_hf_with_peft_is_loaded_by_our_class(tmp_path: Path) -> None:
     from_file = arguments_of(config=str(config))
     cli.prepare(from_file)
     assert from_file.model == "mixlora"
+    config.write_text("model: hf\nmodel_args: pretrained=some/peft\n")
+    without = arguments_of(config=str(config))
+    cli.prepare(without)
+    assert without.model is None
 
 
 @pytest.fixture

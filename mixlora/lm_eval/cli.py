@@ -53,6 +53,7 @@ def prepare(arguments: Any) -> None:
     adapter that does nothing.
     """
     from lm_eval.config.evaluate_config import EvaluatorConfig
+    from lm_eval.utils import simple_parse_args_string
 
     config = getattr(arguments, "config", None)
     # The command line goes before the file that --config names.
@@ -61,6 +62,9 @@ def prepare(arguments: Any) -> None:
     if hasattr(arguments, "include_path"):
         others = [wanted["include_path"]] if "include_path" in wanted else []
         arguments.include_path = [str(TASK_CONFIGS), *others]
-    if wanted.get("model", "hf") in _HF and "peft" in (wanted.get("model_args") or ()):
+    model_args = wanted.get("model_args") or {}
+    if isinstance(model_args, str):
+        model_args = simple_parse_args_string(model_args)
+    if wanted.get("model", "hf") in _HF and "peft" in model_args:
         arguments.model = "mixlora"
         print("mixlora-lm-eval: peft= is loaded by --model mixlora, checked", file=sys.stderr)

@@ -24,9 +24,11 @@ from .builders import make_request
 EVERY_QUANTISATION = pytest.mark.parametrize("quantize", QUANTIZATIONS)
 
 
-def cells(quantize: str | None, methods: list[str]) -> list[RunSpec]:
+def cells(
+    quantize: str | None, methods: list[str], tasks: tuple[str, ...] = ("piqa",)
+) -> list[RunSpec]:
     request = make_request(
-        tasks=["piqa"],
+        tasks=tasks,
         methods=methods,
         scoring="choice",
         quantize=quantize,
@@ -84,6 +86,20 @@ def test_every_method_trains_and_is_scored(quantize: str, tmp_path: Path) -> Non
     for spec, record in outcome.records.items():
         if spec.train is not None:
             assert record.training["last_loss"] < record.training["first_loss"], spec.title
+
+
+def test_packed_cells_are_as_each_alone(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    wanted = cells("4bit", ["mixlora"], ("piqa", "arc-e"))
+    loader = InputLoader(open_source(bundled=True), {"tiny": resolve(MODELS["tiny"])})
+    alone, packed = (
+        execute(wanted, loader, RecordStore(tmp_path / str(size)), fresh=False, packed=size)
+        for size in (1, 2)
+    )
+    assert alone.failed == packed.failed == {}
+    for spec, record in packed.records.items():
+        other = alone.records[dataclasses.replace(spec, packed_with=())]
+        assert spec.packed_with and record.training == pytest.approx(other.training, rel=1e-4)
 
 
 @EVERY_QUANTISATION
