@@ -18,6 +18,7 @@ from .dora import LeanDoraLayer
 from .ffn import FFN_MODULE, get_family
 from .layer import MixLoraFfn
 from .packed import BASE, Packing, packed
+from .quantised import prepare_quantised
 from .state_dict import check_fit
 
 #: What a `PeftModel` puts before the keys of the model that it wraps.
@@ -39,6 +40,7 @@ class MixLoraModel(LoraModel):
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
         install_aux_loss(model)
+        prepare_quantised(model)
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Nothing to prepare (LoRA replicates layers here)."""

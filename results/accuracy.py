@@ -18,11 +18,12 @@ from .executor import Outcome, execute, stored
 from .inputs import InputLoader
 from .methods import BASE, METHOD_TITLES
 from .presets import get_preset
+from .quantise import check_quantize
 from .records import RecordStore, RunRecord
 from .render import render
 from .rendered import Rendered
 from .request import Request, chosen, name_list
-from .spec import RunOptions, RunSpec
+from .spec import OWN, RunOptions, RunSpec
 from .verify import render_verified, verify
 from .weights import MODELS, resolve, resolve_device
 
@@ -72,7 +73,8 @@ def all_tasks(
 ) -> Callable[[Request], list[RunSpec]]:
     """One cell per model, method and seed, tuned on all tasks mixed; none of the untuned base.
 
-    Of mixtures, the load of the experts is counted as well.
+    Of mixtures, the load of the experts is counted as well, but where lm-eval scores: it runs a
+    prompt once for each option.
 
     Args:
         changes: What differs from the preset's settings of the method.
@@ -86,7 +88,10 @@ def all_tasks(
             for seed in request.seeds
             if method != BASE
         ]
-        return [dataclasses.replace(cell, expert_load=cell.is_mixture) for cell in mixed]
+        return [
+            dataclasses.replace(cell, expert_load=cell.is_mixture and cell.evaluator == OWN)
+            for cell in mixed
+        ]
 
     return cells
 
@@ -240,6 +245,7 @@ class AccuracyPlan:
                 f"--model-path is for one model, but {len(models)} are asked for; "
                 f"choose one of {', '.join(models)} with --models"
             )
+        check_quantize(self.request.quantize)
         source = open_source(self.options.data_dir, bundled=self.request.data == "bundled")
         weights = {name: resolve(MODELS[name], path) for name in models}
         templates = load_templates(self.options.prompts) if self.options.prompts else {}
@@ -302,4 +308,6 @@ def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:
         forward=options.forward,
         protocol=options.protocol,
         quirks=options.quirk,
+        evaluator=options.evaluator,
+        quantize=options.quantize,
     )

@@ -8,8 +8,10 @@ from pathlib import Path
 from tasks.base import SCORINGS
 
 from .presets import PRESETS
+from .quantise import QUANTIZATIONS
 from .quirks import PROTOCOLS, QUIRKS
 from .request import FORWARDS, name_list, number_list
+from .spec import EVALUATORS, OWN
 
 
 def add_cell_options(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +63,17 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
         help=f"one quirk of the released code, may be given again: {', '.join(QUIRKS)}",
     )
     add("--scoring", help=f"{' or '.join(SCORINGS)} (default: the preset's)")
+    add(
+        "--quantize",
+        metavar="BITS",
+        help=f"of the frozen weights: {' or '.join(QUANTIZATIONS)} (needs bitsandbytes)",
+    )
+    add(
+        "--evaluator",
+        default=OWN,
+        help=f"what scores the cells: {' or '.join(EVALUATORS)}, whose numbers have columns of "
+        "their own (default own)",
+    )
     add(
         "--forward",
         default="fused",

@@ -6,7 +6,7 @@ predictions are one answer), ``m_seed_std`` (points, over several seeds), ``m_mi
 same examples) with ``m_minus_lora_p`` and, adjusted for the number of such tests of the model,
 ``m_minus_lora_p_holm``, ``m_minus_main`` likewise against the same method in the table's main
 setting, and ``m_minus_paper`` (points) for the paper's own models; per task ``majority_class``; per
-method ``params`` and ``trainable_parameters``.
+method ``params`` and ``trainable_parameters``. An accuracy that lm-eval computed is ``lm_eval_m``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pandas as pd
 
 from .records import RunRecord, TaskResult
 from .shapes import SHAPES
+from .spec import OWN
 from .stats import holm, is_collapsed, majority_level, mean_and_stderr, paired_test, seed_std
 
 REPORTED_CSV = Path(__file__).parent / "paper" / "reported.csv"
@@ -40,6 +41,9 @@ AVERAGE = "avg"
 #: reported accuracy within 0.1 points of its level is marked as collapsed to it.
 REPORTED_MAJORITY = {"boolq": 62.17}
 REPORTED_TOLERANCE = 0.1
+
+# Before the names of what lm-eval computed.
+_LM_EVAL = "lm_eval_"
 
 _Row = dict[str, Any]
 _Cell = tuple[str, str, str]  # model, method, task
@@ -72,9 +76,21 @@ def place_of(table: str) -> str:
     return f"Table {table}" if table.isdigit() else table.replace("fig", "Figure ")
 
 
-def metrics_of(scoring: str) -> tuple[str, ...]:
-    """The accuracies a scoring gives, by their names in the long form."""
-    return ("accuracy",) if scoring == "label" else ("acc", "acc_norm")
+def metrics_of(scoring: str, evaluator: str) -> tuple[str, ...]:
+    """The accuracies a scoring gives, by their names in the long form.
+
+    Those that lm-eval computed have names of their own, so that no column mixes them with ours.
+    """
+    names = ("accuracy",) if scoring == "label" else ("acc", "acc_norm")
+    return names if evaluator == OWN else tuple(f"{_LM_EVAL}{name}" for name in names)
+
+
+def _correct(result: TaskResult, metric: str) -> list[bool]:
+    return result.correct(metric.removeprefix(_LM_EVAL))
+
+
+def _metrics(record: RunRecord) -> tuple[str, ...]:
+    return metrics_of(record.spec.scoring, record.spec.evaluator)
 
 
 def compare(
@@ -183,9 +199,9 @@ def _paired_rows(
     if len({_scored_rows(record, task) for record in [*group, *others]}) != 1:
         return []
     rows = []
-    for metric in metrics_of(group[0].spec.scoring):
-        ours = [record.tasks[task].correct(metric) for record in group]
-        theirs = [record.tasks[task].correct(metric) for record in others]
+    for metric in _metrics(group[0]):
+        ours = [_correct(record.tasks[task], metric) for record in group]
+        theirs = [_correct(record.tasks[task], metric) for record in others]
         difference, p_value = paired_test(ours, theirs)
         name = f"{metric}_minus_{suffix}"
         rows.append(row | {"metric": name, "value": 100 * difference, "unit": "pp"})
@@ -204,15 +220,16 @@ def _cell_rows(cell: _Cell, group: list[RunRecord]) -> list[_Row]:
     results = [record.tasks[task] for record in group]
     row = _row(cell, group)
     rows = []
-    for metric in metrics_of(group[0].spec.scoring):
-        correct = [result.correct(metric) for result in results]
+    for metric in _metrics(group[0]):
+        correct = [_correct(result, metric) for result in results]
         mean, stderr = mean_and_stderr(correct)
         percent = None if stderr is None else 100 * stderr
         rows.append(row | {"metric": metric, "value": 100 * mean, "unit": "%", "stderr": percent})
         if len(correct) > 1:
             spread = 100 * seed_std(correct)
             rows.append(row | {"metric": f"{metric}_seed_std", "value": spread, "unit": "pp"})
-        collapsed = any(is_collapsed(result.chosen(metric)) for result in results)
+        chosen = [result.chosen(metric.removeprefix(_LM_EVAL)) for result in results]
+        collapsed = any(map(is_collapsed, chosen))
         rows.append(row | {"metric": f"{metric}_collapsed", "value": int(collapsed), "unit": ""})
     return rows
 

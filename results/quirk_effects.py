@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraLinearLayer
 from torch import nn
 
+from mixlora.dora import frozen_weight
 from mixlora.layer import MixLoraFfn
 
 
@@ -42,7 +43,7 @@ def _reset(module: Any, name: str, layer: Any) -> None:
     if not isinstance(layer, DoraLinearLayer):
         raise TypeError(f"{type(layer).__name__}: expected DoRA of a linear layer")
     low_rank = module.lora_B[name].weight @ module.lora_A[name].weight
-    weight = module.get_base_layer().weight.to(low_rank.dtype)
+    weight = frozen_weight(module.get_base_layer(), low_rank.dtype)
     layer.weight.copy_(layer.get_weight_norm(weight, low_rank, module.scaling[name]))
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.names import choose
 
-if TYPE_CHECKING:
-    from .spec import RunSpec
+from .spec import OWN, RunSpec
 
 #: Protocol -> whether its cells have all quirks.
 PROTOCOLS = {"clean": False, "upstream": True}
@@ -41,6 +40,11 @@ def _settings(spec: RunSpec) -> dict[str, Any]:
     return dict(spec.adapter)
 
 
+def _is_own(spec: RunSpec) -> bool:
+    # lm-eval scores in its own way whatever the protocol.
+    return spec.evaluator == OWN
+
+
 def _is_tuned(spec: RunSpec) -> bool:
     return spec.train is not None
 
@@ -63,8 +67,8 @@ QUIRKS: dict[str, Quirk] = {
         Quirk(
             "eval-dropout",
             "the adapter's dropout stays active while answers are scored",
-            lambda spec: _settings(spec).get("lora_dropout", 0.0) > 0,
-            "adapters with dropout",
+            lambda spec: _settings(spec).get("lora_dropout", 0.0) > 0 and _is_own(spec),
+            "adapters with dropout, scored by our own evaluator",
         ),
         Quirk(
             "frozen-dora-magnitude",
@@ -77,9 +81,11 @@ QUIRKS: dict[str, Quirk] = {
             "arc-nine-labels",
             "ARC's answer is sought among nine labels, 1-4 and A-E, whatever the row offers",
             lambda spec: (
-                spec.scoring == "label" and any(name.startswith("arc-") for name in spec.eval_tasks)
+                spec.scoring == "label"
+                and any(name.startswith("arc-") for name in spec.eval_tasks)
+                and _is_own(spec)
             ),
-            "ARC, by label",
+            "ARC, by label, scored by our own evaluator",
         ),
         Quirk(
             "pad-side",

@@ -21,13 +21,12 @@ from .compare import (
     place_of,
 )
 from .executor import Outcome
+from .made_of import provenance_of
 from .methods import BASE, METHOD_TITLES
-from .records import RunRecord
 from .rendered import (
     DASH,
     Rendered,
     bullets,
-    distinct,
     long_rows,
     number,
     provenance_block,
@@ -35,6 +34,7 @@ from .rendered import (
 )
 from .request import Request
 from .sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
+from .spec import OWN
 from .stats import COLLAPSED_SHARE
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def render(
         frame: `compare.compare`'s numbers.
         statuses: (model, method, setting, task) -> "failed" or "OOM", of the cells that failed.
     """
-    provenance = _provenance(asked, request, outcome)
+    provenance = provenance_of(asked, request, outcome)
     grid = _Grid(frame, asked, request, lines, statuses)
     places = " and ".join(map(place_of, asked.paper_tables))
     parts = [f"# {asked.title} ({places} of arXiv 2404.15159)"]
@@ -156,8 +156,10 @@ class _Grid:
 def _measured_block(grid: _Grid, model: str) -> list[str]:
     request, main = grid.request, grid.asked.main
     quirks = f", with {', '.join(request.quirks)}" if request.quirks else ""
-    parts = [f"## {model}: measured, {request.scoring} scoring{quirks}"]
-    for metric in metrics_of(request.scoring):
+    bits = f", {request.quantize} base" if request.quantize else ""
+    by = "" if request.evaluator == OWN else f" by {request.evaluator}"
+    parts = [f"## {model}: measured, {request.scoring} scoring{by}{bits}{quirks}"]
+    for metric in metrics_of(request.scoring, request.evaluator):
         head = ["method", "parameters", "%", *grid.headings]
         rows = [_measured_row(grid, model, line, metric) for line in grid.asked_lines]
         levels = [
@@ -175,7 +177,8 @@ def _measured_block(grid: _Grid, model: str) -> list[str]:
             title = next(s.title for s in grid.asked.settings if s.name == main)
             what = f"{metric}, points above the same method with {title}, likewise"
             parts += [what, _against(grid, model, others, f"{metric}_minus_{MAIN}")]
-    if model in grid.reported_models and request.scoring == "label":
+    comparable = request.scoring == "label" and request.evaluator == OWN
+    if model in grid.reported_models and comparable:
         parts += [f"### {model}: the paper, and measured minus paper", _paper_table(grid, model)]
     return parts
 
@@ -295,57 +298,3 @@ def _notes(request: Request, outcome: Outcome) -> list[str]:
     notes += [f"unavailable: {spec.title}: {why}" for spec, why in outcome.unavailable.items()]
     notes += [str(failure) for failure in outcome.failed.values()]
     return [bullets(notes)]
-
-
-def _accumulation(record: RunRecord) -> dict[str, int]:
-    used = record.training.get("accumulation")
-    return {} if used is None else {"accumulation": used}
-
-
-def _provenance(asked: AccuracyTable, request: Request, outcome: Outcome) -> dict[str, Any]:
-    """What the measured numbers come from; a list where cells differ."""
-    records = list(outcome.records.values())
-    rows = {
-        task: {
-            "train": sorted(
-                {r.training.get("rows", 0) for r in records if task in r.spec.train_tasks}
-            ),
-            "evaluation": sorted({len(r.tasks[task].answers) for r in records if task in r.tasks}),
-        }
-        for task in request.tasks
-    }
-    settings = [
-        # What --auto-batch made of it, where it did.
-        {**record.spec.to_json()["train"], **_accumulation(record)}
-        for record in records
-        if record.spec.train is not None
-    ]
-    adapters = {
-        method: found
-        for method in request.methods
-        if (found := distinct(dict(r.spec.adapter) for r in records if r.spec.method == method))
-        and method != BASE
-    }
-    facts: dict[str, Any] = {
-        "table": asked.name,
-        "command": request.command(asked.name, [s.name for s in asked.settings if s.title]),
-        "preset": request.preset.name,
-        "models": list(request.models),
-        "weights": distinct(record.provenance["weights"] for record in records),
-        "data": distinct(record.provenance["data"] for record in records),
-        "rows": rows,
-        "scoring": request.scoring,
-        "quirks of the released code": list(request.quirks),
-        "seeds": list(request.seeds),
-        "dtype": distinct(record.spec.dtype for record in records),
-        "training": distinct(settings),
-        "adapters": adapters,
-        "commit": distinct(record.provenance["commit"] for record in records),
-        "python": distinct(record.provenance["python"] for record in records),
-        "versions": distinct(record.provenance["versions"] for record in records),
-        "hardware": distinct(record.provenance["hardware"] for record in records),
-        "seconds": round(sum(sum(record.seconds.values()) for record in records), 1),
-        "cells": f"{len(records)} done, {len(outcome.failed)} failed, "
-        f"{len(outcome.unavailable)} unavailable",
-    }
-    return facts

@@ -13,9 +13,10 @@ from tasks.names import choose
 
 from .methods import BASE, METHOD_TITLES
 from .presets import Preset
+from .quantise import QUANTIZATIONS
 from .quirks import chosen_quirks, concerning
 from .rendered import command
-from .spec import RunSpec
+from .spec import EVALUATORS, OWN, RunSpec
 from .weights import DTYPES
 
 #: The forwards of `mixlora.moe.FORWARDS`, named here too because that module loads torch.
@@ -37,6 +38,8 @@ class Request:
         device: "cpu", "cuda" or "mps".
         forward: How MixLoRA is computed.
         quirks: Of the released code, that cells are run with.
+        evaluator: "own" or "lm-eval".
+        quantize: "4bit", "8bit" or None, of the frozen weights.
     """
 
     preset: Preset
@@ -52,6 +55,8 @@ class Request:
     device: str
     forward: str
     quirks: tuple[str, ...]
+    evaluator: str
+    quantize: str | None
 
     @classmethod
     def make(
@@ -71,6 +76,8 @@ class Request:
         forward: str = "fused",
         protocol: str = "clean",
         quirks: Sequence[str] = (),
+        evaluator: str = OWN,
+        quantize: str | None = None,
     ) -> Request:
         """A request; None takes the preset's value.
 
@@ -96,6 +103,8 @@ class Request:
             device=device,
             forward=choose("forward", forward, FORWARDS),
             quirks=chosen_quirks(protocol, quirks),
+            evaluator=choose("evaluator", evaluator, EVALUATORS),
+            quantize=None if quantize is None else choose("quantize", quantize, QUANTIZATIONS),
         )
 
     def command(self, table: str, settings: Sequence[str]) -> str:
@@ -119,6 +128,8 @@ class Request:
             quirk=self.quirks or None,
             scoring=self.scoring,
             dtype=self.dtype,
+            quantize=self.quantize,
+            evaluator=None if self.evaluator == OWN else self.evaluator,
             forward=self.forward,
         )
 
@@ -161,6 +172,8 @@ class Request:
             device=self.device,
             adapter=tuple(sorted(adapter.items())),
             train=None if untuned else self.preset.train,
+            evaluator=self.evaluator,
+            quantize=self.quantize,
         )
         return dataclasses.replace(spec, quirks=concerning(spec, {*self.quirks, *quirks}))
 

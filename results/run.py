@@ -18,7 +18,9 @@ from tqdm import tqdm
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
+from mixlora.effect import require_effect
 from mixlora.ffn import get_family
+from mixlora.quantised import prepare_quantised
 from tasks.encoding import encode_training
 
 from . import provenance
@@ -94,6 +96,7 @@ def run_pack(
     Raises:
         FloatingPointError: A loss or score is not finite.
         OutOfMemory: Memory ran out.
+        mixlora.effect.NoEffectError: An adapter does nothing to the prompts.
         ValueError: Prompts and tokenizer do not fit the scoring.
     """
     first = cells[0][0]
@@ -122,6 +125,7 @@ def run_pack(
         if first.method != BASE:
             cast(PeftModel, model).set_adapter(name)
             trainable, _ = count_parameters(model)
+            _check_effect(model, tuned.tokenizer, inputs)
         tasks = {
             task: score_task(model, tuned.tokenizer, rows, spec, name, report)
             for task, rows in inputs.evaluation.items()
@@ -174,8 +178,13 @@ def _tuned(
     first, inputs = cells[0]
     adapters = {f"cell{number}": cell for number, cell in enumerate(cells)}
     with naming_out_of_memory(lambda: "loading the model"):
-        base_model, tokenizer = load_model(inputs.weights, first.dtype, first.device)
-        base = sum(parameter.numel() for parameter in base_model.parameters())
+        base_model, tokenizer = load_model(
+            inputs.weights, first.dtype, first.device, first.quantize
+        )
+        # MixLoRA's own adapters do so; the baselines' do not.
+        prepare_quantised(base_model)
+        # By transformers, which knows that 4-bit weights are two to a number.
+        base = base_model.num_parameters()
         model: nn.Module = base_model
         if first.method != BASE:
             for name, (spec, _) in adapters.items():
@@ -272,6 +281,15 @@ def _as_in(checkpoint: Path, train: TrainSettings) -> TrainSettings:
 
 def _provenance(spec: RunSpec) -> dict[str, Any]:
     return provenance.collect(spec.device, _device_name(spec.device), torch.get_num_threads())
+
+
+def _check_effect(model: nn.Module, tokenizer: Any, inputs: CellInputs) -> None:
+    """Run a few scored prompts with and without the active adapter."""
+    first = next(iter(inputs.evaluation.values()))
+    texts = [prompt.text for prompt in first.prompts[:4]]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=128)
+    device = next(model.parameters()).device
+    require_effect(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from .load_log import counting
 from .memory import naming_out_of_memory
 from .quirk_effects import dropout_modules
 from .records import TaskResult
-from .spec import RunSpec
+from .spec import LM_EVAL, RunSpec
 
 
 def score_task(
@@ -50,6 +50,13 @@ def score_task(
         report(f"scored {done}/{total}")
 
     scoring = cast(Scoring, spec.scoring)
+    if spec.evaluator == LM_EVAL:
+        # Here, because lm-eval takes seconds to import.
+        from .lm_eval import score_with_lm_eval
+
+        with naming_out_of_memory(lambda: "scoring with lm-eval"):
+            found = score_with_lm_eval(model, tokenizer, rows, scoring, progress=count)
+        return _task_result(rows, found, None)
     batch = (0, 0)
 
     def on_batch(rows: int, length: int) -> None:

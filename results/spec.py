@@ -11,6 +11,10 @@ from typing import Any
 #: Raised when a change of the code can change a number: records of older versions are run again.
 RESULTS_VERSION = 3
 
+#: What scores a cell: `tasks.scoring`, or lm-evaluation-harness (`results.lm_eval`).
+OWN, LM_EVAL = "own", "lm-eval"
+EVALUATORS = (OWN, LM_EVAL)
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -61,6 +65,8 @@ class RunSpec:
         adapter: The method's own settings, sorted (name, value) pairs.
         train: How it is tuned; None for the base.
         expert_load: Whether the experts that tokens go to are counted as well.
+        evaluator: What scores it, "own" (`tasks.scoring`) or "lm-eval".
+        quantize: Bits that the frozen weights are quantised to, "4bit" or "8bit"; None for none.
         quirks: Those of `quirks.QUIRKS` that are on and concern the cell.
         packed_with: Titles of the cells it is trained together with, on which rounding and dropout
             masks depend.
@@ -80,6 +86,8 @@ class RunSpec:
     adapter: tuple[tuple[str, Any], ...]
     train: TrainSettings | None
     expert_load: bool = False
+    evaluator: str = OWN
+    quantize: str | None = None
     quirks: tuple[str, ...] = ()
     packed_with: tuple[str, ...] = ()
 
@@ -99,14 +107,17 @@ class RunSpec:
     @property
     def title(self) -> str:
         """Short text for progress and messages."""
-        method = " ".join(filter(None, (self.method, self.varied, *self.quirks)))
-        return f"{self.model} {method} {'+'.join(self.eval_tasks)} seed {self.seed}"
+        method = " ".join(filter(None, (self.method, self.varied, self.quantize, *self.quirks)))
+        by = "" if self.evaluator == OWN else f" by {self.evaluator}"
+        return f"{self.model} {method} {'+'.join(self.eval_tasks)} seed {self.seed}{by}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; without what came later where it is empty, so that ids stay."""
+        """Plain JSON types; without what came later where it is the default, so that ids stay."""
         data = json.loads(json.dumps(dataclasses.asdict(self)))
-        later = ("expert_load", "quirks", "packed_with")
-        return {name: value for name, value in data.items() if value or name not in later}
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) == field.default:
+                del data[field.name]
+        return data
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunSpec:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from results.hub import hub_trouble
+from results.quantise import quantize_options
 from results.shapes import SHAPES
 from results.weight_files import WeightsError, digest, weight_files
 
@@ -116,7 +117,7 @@ def resolve(model: ModelSource, model_path: Path | None = None) -> ResolvedWeigh
 
 
 def load_model(
-    weights: ResolvedWeights, dtype: str, device: str
+    weights: ResolvedWeights, dtype: str, device: str, quantize: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model, in eval mode, and its tokenizer, which has a pad token.
 
@@ -124,9 +125,10 @@ def load_model(
         weights: From `resolve`.
         dtype: One of `DTYPES`; the weights are converted to it whatever they are stored in.
         device: "cpu", "cuda", "cuda:N", "mps", or "auto" (see `resolve_device`).
+        quantize: "4bit", "8bit", or None to leave the weights in `dtype`.
 
     Raises:
-        ValueError: The dtype is unknown or the device is not there.
+        ValueError: The dtype or quantisation is unknown, the device or bitsandbytes not there.
         WeightsError: The files cannot be read, or do not hold all of the model's weights.
     """
     if dtype not in DTYPES:
@@ -136,13 +138,15 @@ def load_model(
     path = weights.path
     if path.suffix == ".gguf":
         path = _dequantised(path, weights.fingerprint)
-    model, tokenizer = _read(path, dtype)
+    model, tokenizer = _read(path, dtype, **quantize_options(quantize, dtype, device))
+    if quantize is None:
+        model = model.to(device)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise WeightsError(f"{path}: the tokenizer has neither a pad nor an eos token")
         # Any token does: padded positions are masked in attention and in every loss.
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device).eval(), tokenizer
+    return model.eval(), tokenizer
 
 
 def resolve_device(name: str) -> str:
@@ -202,12 +206,16 @@ def _from_hub(model: ModelSource, hub_id: str) -> ResolvedWeights:
     return ResolvedWeights("hub", path, path.name, path.name, f"{hub_id}@{path.name[:12]}")
 
 
-def _read(directory: Path, dtype: str, **gguf: str) -> tuple[Any, Any]:
-    """The model and the tokenizer of a directory, or of its GGUF file named by `gguf_file`."""
+def _read(
+    directory: Path, dtype: str, gguf_file: str | None = None, **model_options: Any
+) -> tuple[Any, Any]:
+    """The model and the tokenizer of a directory, or of the GGUF file of that name in it."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, **gguf}
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, **options)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -216,10 +224,11 @@ def _read(directory: Path, dtype: str, **gguf: str) -> tuple[Any, Any]:
             use_safetensors=True,
             output_loading_info=True,
             **options,
+            **model_options,
         )
     except Exception as error:
         # Four libraries parse these files; a damaged one gives a different exception in each.
-        where = directory / gguf.get("gguf_file", "")
+        where = directory / (gguf_file or "")
         raise WeightsError(f"cannot load {where}: {_describe(error)}") from error
     model, report = loaded
     # transformers fills what a checkpoint lacks with random numbers and only logs it.

@@ -22,9 +22,10 @@ ALLOWED_PARTS: dict[str, set[str]] = {
     "reproduce": {"results", "baselines", "tasks"},
 }
 # Part -> all third-party packages it may import. A wheel holds `mixlora` and requires torch,
-# transformers and peft; its profiler imports pynvml inside a function and does without it.
+# transformers and peft; its profiler imports pynvml inside a function and does without it, its
+# command for lm-eval comes with an extra.
 ALLOWED_PACKAGES: dict[str, set[str]] = {
-    "mixlora": {"torch", "transformers", "peft", "pynvml"},
+    "mixlora": {"torch", "transformers", "peft", "pynvml", "lm_eval", "datasets"},
     "baselines": {"peft"},
 }
 

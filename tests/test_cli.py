@@ -44,6 +44,8 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--tasks", "arc-e,bolq"], ["unknown task 'bolq'", "did you mean boolq"]),
         (["--forward", "fussed"], ["unknown forward 'fussed'", "did you mean fused"]),
         (["--scoring", "labels"], ["unknown scoring 'labels'", "did you mean label"]),
+        (["--evaluator", "lm_eval"], ["unknown evaluator 'lm_eval'", "did you mean lm-eval"]),
+        (["--quantize", "5bit"], ["unknown quantize '5bit'", "4bit, 8bit"]),
         (["--dtype", "float31"], ["unknown dtype 'float31'", "did you mean float32"]),
         (["--device", "gpu"], ["unknown device 'gpu'", "cuda"]),
         (["--limit-train", "0"], ["limit-train is 0", "at least 1"]),

@@ -1,0 +1,70 @@
+"""What an accuracy table was made of: its command, its cells' settings, versions, hardware."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .executor import Outcome
+from .methods import BASE
+from .records import RunRecord
+from .rendered import distinct
+from .request import Request
+
+if TYPE_CHECKING:
+    from .accuracy import AccuracyTable
+
+
+def provenance_of(asked: AccuracyTable, request: Request, outcome: Outcome) -> dict[str, Any]:
+    """What the measured numbers come from; a list where cells differ."""
+    records = list(outcome.records.values())
+    rows = {
+        task: {
+            "train": sorted(
+                {r.training.get("rows", 0) for r in records if task in r.spec.train_tasks}
+            ),
+            "evaluation": sorted({len(r.tasks[task].answers) for r in records if task in r.tasks}),
+        }
+        for task in request.tasks
+    }
+    settings = [
+        # What --auto-batch made of it, where it did.
+        {**record.spec.to_json()["train"], **_accumulation(record)}
+        for record in records
+        if record.spec.train is not None
+    ]
+    adapters = {
+        method: found
+        for method in request.methods
+        if (found := distinct(dict(r.spec.adapter) for r in records if r.spec.method == method))
+        and method != BASE
+    }
+    facts: dict[str, Any] = {
+        "table": asked.name,
+        "command": request.command(asked.name, [s.name for s in asked.settings if s.title]),
+        "preset": request.preset.name,
+        "models": list(request.models),
+        "weights": distinct(record.provenance["weights"] for record in records),
+        "data": distinct(record.provenance["data"] for record in records),
+        "rows": rows,
+        "scoring": request.scoring,
+        "evaluator": request.evaluator,
+        "quirks of the released code": list(request.quirks),
+        "seeds": list(request.seeds),
+        "quantize": request.quantize,
+        "dtype": distinct(record.spec.dtype for record in records),
+        "training": distinct(settings),
+        "adapters": adapters,
+        "commit": distinct(record.provenance["commit"] for record in records),
+        "python": distinct(record.provenance["python"] for record in records),
+        "versions": distinct(record.provenance["versions"] for record in records),
+        "hardware": distinct(record.provenance["hardware"] for record in records),
+        "seconds": round(sum(sum(record.seconds.values()) for record in records), 1),
+        "cells": f"{len(records)} done, {len(outcome.failed)} failed, "
+        f"{len(outcome.unavailable)} unavailable",
+    }
+    return facts
+
+
+def _accumulation(record: RunRecord) -> dict[str, int]:
+    used = record.training.get("accumulation")
+    return {} if used is None else {"accumulation": used}
