@@ -89,6 +89,8 @@ def test_thirty_kills_at_random_moments(
         process.send_signal(signal.SIGKILL)
         _, said = process.communicate()
         kills += hit
+        with capsys.disabled():
+            print(f"\r{kills} kills", end="", flush=True)
         inside += hit and any((output / "checkpoints").glob("*.pt"))
         after = {path: path.stat().st_mtime_ns for path in (output / "records").glob("*.json")}
         lost += sum(after.get(path) != stamp for path, stamp in before.items())
