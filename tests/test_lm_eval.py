@@ -217,7 +217,7 @@ def test_an_adapter_that_is_not_all_there_is_refused(adapter: Path, tmp_path: Pa
         {k: v for k, v in weights.items() if k != lost}, tmp_path / "adapter_model.safetensors"
     )
     (tmp_path / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
-    with pytest.raises(AdapterError, match="missing adapter keys"):
+    with pytest.raises(AdapterError, match=r"lacks .*lora_router\.weight"):
         AdapterLM(BASE, adapter=str(tmp_path), device="cpu")
 
 

@@ -53,6 +53,8 @@ def run_pack(pack: Any, wanted: Any, *rest: Any) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
+    # A shell starts what runs in its background with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     stand_in: Any = types.ModuleType("results.run")
     stand_in.run_pack = run_pack
     stand_in.release_memory = lambda: None

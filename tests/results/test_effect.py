@@ -27,6 +27,8 @@ def test_an_adapter_that_has_not_moved_fails_its_cell(tmp_path: Path) -> None:
     loader = InputLoader(open_source(bundled=True), {"tiny": resolve(MODELS["tiny"])})
     outcome = execute([base, lora, still], loader, RecordStore(tmp_path), fresh=False)
     assert list(outcome.records) == [base, lora]
-    ((failed, reason),) = outcome.failed.items()
+    ((failed, failure),) = outcome.failed.items()
     assert failed == still
-    assert reason.startswith("NoEffectError: the adapter leaves the base model's logits unchanged")
+    assert failure.reason.startswith(
+        "NoEffectError: the adapter leaves the base model's logits unchanged"
+    )

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from results.record_files import write_atomically
 from results.stopping import Stopped, finishing, stoppable
+
+
+@pytest.fixture(autouse=True)
+def _sigint() -> Iterator[None]:
+    """Ctrl-C arrives: a shell starts what runs in its background with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def kill(number: int) -> None:
