@@ -11,23 +11,34 @@ import pytest
 
 from reproduce import main
 
-SPEED = Path(__file__).resolve().parents[2] / "results" / "reference" / "speed"
+REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
 
-NAMES = sorted(path.stem for path in (SPEED / "tables").glob("*.md"))
+#: Folder of tables -> the folder of records that they are made from.
+RECORDS = {"speed": "measurements", "small": "records"}
+
+TABLES = sorted(REFERENCE.glob("*/tables/*.md"))
 
 
 def test_there_are_tables_to_check() -> None:
-    assert len(NAMES) >= 4
+    assert {table.parents[1].name for table in TABLES} == set(RECORDS)
+    assert len(TABLES) >= 8
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_reference_table_is_what_its_records_print(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: f"{table.parents[1].name}/{table.stem}")
+def test_a_reference_table_is_what_its_records_print(table: Path, tmp_path: Path) -> None:
     """By the command that the table itself names."""
-    shutil.copytree(SPEED / "measurements", tmp_path / "measurements")
-    facts = json.loads((SPEED / "tables" / f"{name}.provenance.json").read_text())
+    folder = table.parents[1]
+    records = RECORDS[folder.name]
+    shutil.copytree(folder / records, tmp_path / records)
+    facts = json.loads(table.with_suffix(".provenance.json").read_text())
     python, script, *arguments = shlex.split(facts["command"])
     assert (python, script) == ("python", "reproduce.py")
     assert main([*arguments, "--render-only", "--output", str(tmp_path)]) == 0
     for kind in ("md", "csv", "json", "provenance.json"):
-        file = Path("tables") / f"{name}.{kind}"
-        assert (tmp_path / file).read_text() == (SPEED / file).read_text(), file
+        file = Path("tables") / f"{table.stem}.{kind}"
+        assert (tmp_path / file).read_text() == (folder / file).read_text(), file
+
+
+def test_the_study_is_small_enough_to_be_committed() -> None:
+    files = [path for path in (REFERENCE / "small").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 5_000_000
