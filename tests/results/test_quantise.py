@@ -15,7 +15,7 @@ from results.inputs import InputLoader
 from results.quantise import QUANTIZATIONS
 from results.records import RecordStore
 from results.run import add_adapter
-from results.spec import RunSpec
+from results.spec import RunOptions, RunSpec
 from results.weights import MODELS, load_model, resolve
 from tasks.sources import open_source
 
@@ -79,7 +79,8 @@ def test_every_method_trains_and_is_scored(quantize: str, tmp_path: Path) -> Non
     plain = cells(None, ["base"])
     loader = InputLoader(open_source(bundled=True), {"tiny": resolve(MODELS["tiny"])})
     store = RecordStore(tmp_path)
-    outcome = execute([*plain, *wanted, quirky], loader, store, fresh=False, checkpointing=True)
+    options = RunOptions(gradient_checkpointing=True)
+    outcome = execute([*plain, *wanted, quirky], loader, store, fresh=False, options=options)
     assert outcome.failed == {}
     parameters = {record.base_parameters for record in outcome.records.values()}
     assert len(parameters) == 1
@@ -93,7 +94,13 @@ def test_packed_cells_are_as_each_alone(tmp_path: Path) -> None:
     wanted = cells("4bit", ["mixlora"], ("piqa", "arc-e"))
     loader = InputLoader(open_source(bundled=True), {"tiny": resolve(MODELS["tiny"])})
     alone, packed = (
-        execute(wanted, loader, RecordStore(tmp_path / str(size)), fresh=False, packed=size)
+        execute(
+            wanted,
+            loader,
+            RecordStore(tmp_path / str(size)),
+            fresh=False,
+            options=RunOptions(packed=size),
+        )
         for size in (1, 2)
     )
     assert alone.failed == packed.failed == {}
