@@ -35,8 +35,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .config import PEFT_TYPE, MixLoraConfig
-from .experts import new_magnitude
-from .layer import MixLoraFfn
+from .magnitudes import reset_magnitudes
 from .state_dict import check_fit
 
 CONFIG_FILE = "adapter_config.json"
@@ -129,7 +128,8 @@ def load(
     for key, place in places.items():
         place.copy_(weights[key])
     if config.use_dora:
-        _reset_magnitudes(tuned, adapter_name)
+        # As the package computes them: so that they scale nothing.
+        reset_magnitudes(tuned, adapter_name)
     return tuned if is_trainable else tuned.eval()
 
 
@@ -202,23 +202,6 @@ def _places(model: PeftModel, adapter_name: str) -> Iterator[tuple[str, Tensor]]
                 key = f"{prefix}.mlp.{name}.experts.{expert}"
                 yield f"{key}.lora_A.weight", A.detach()
                 yield f"{key}.lora_B.weight", B.detach().T
-
-
-@torch.no_grad()
-def _reset_magnitudes(model: PeftModel, adapter_name: str) -> None:
-    """DoRA's magnitudes as the package computes them: so that they scale nothing."""
-    for module in model.modules():
-        if isinstance(module, MixLoraFfn):
-            for each in module.experts(adapter_name).values():
-                fresh = new_magnitude(each.linear, each.lora_A, each.lora_B, each.scaling)
-                if each.magnitude is not None:
-                    each.magnitude.copy_(fresh)
-        elif isinstance(module, LoraLayer):
-            layer: Any = module.lora_magnitude_vector[adapter_name]
-            parts: Any = module.lora_A, module.lora_B
-            A, B = (part[adapter_name].weight for part in parts)
-            scaling, frozen = module.scaling[adapter_name], module.get_base_layer()
-            layer.weight.copy_(layer.norms.of(frozen, A[None], B.T[None], scaling, True)[0])
 
 
 def _activation(model: Any) -> str:

@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from mixlora.effect import require_effect
 from mixlora.ffn import get_family
+from mixlora.magnitudes import reset_magnitudes
 from mixlora.quantised import prepare_quantised
 from tasks.encoding import encode_training
 
@@ -31,7 +32,7 @@ from .inputs import CellInputs
 from .load_log import LoadLog, counting
 from .memory import BatchTooLarge, naming_out_of_memory, release_memory
 from .methods import BASE, get_method
-from .quirk_effects import freeze_magnitudes, reset_magnitudes
+from .quirk_effects import freeze_magnitudes
 from .records import RunRecord
 from .scored import score_task
 from .spec import RunOptions, RunSpec, TrainSettings
@@ -256,7 +257,9 @@ def _train(
             checkpoint,
         )
     if frozen_magnitude:
-        reset_magnitudes(model)
+        # As the adapter is when the released code has saved and loaded it.
+        for name in sets:
+            reset_magnitudes(model, name)
     if log is None:
         return facts
     return {name: own | {"expert_load": log.entries[name]} for name, own in facts.items()}

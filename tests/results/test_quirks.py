@@ -12,10 +12,11 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from mixlora import MixLoraConfig
+from mixlora.magnitudes import reset_magnitudes
 from reproduce import main
 from results.batches import StepCollator, TrainingSet
 from results.packing import make_packs
-from results.quirk_effects import dropout_modules, freeze_magnitudes, reset_magnitudes
+from results.quirk_effects import dropout_modules, freeze_magnitudes
 from results.quirks import QUIRKS
 from results.spec import RunSpec, TrainSettings
 from results.training import fine_tune
@@ -255,7 +256,7 @@ def test_frozen_magnitudes_make_dora_act_as_lora(method: str) -> None:
     fine_tune(model, {"default": TrainingSet(ROWS, 0)}, settings, PAD, lambda *_: None)
     parameters = dict(model.named_parameters())
     assert all(torch.equal(parameters[name], value) for name, value in magnitudes.items())
-    reset_magnitudes(model)
+    reset_magnitudes(model, "default")
     model.eval()
 
     # The same A, B and routers without magnitudes.
