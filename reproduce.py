@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from results.record_files import OutputError, check_writable
-from results.report import write_report
 from results.stopping import Stopped, stoppable
 from results.tables import Table, get_table, table_names
 from results.weights import DTYPES
@@ -56,6 +55,9 @@ def _run(arguments: list[str] | None) -> int:
     print(rendered.markdown, flush=True)
     paths = rendered.write(options.output)
     if options.report:
+        # Here, because nothing else needs its libraries.
+        from results.report import write_report
+
         paths.append(write_report(options.output))
     print("written: " + ", ".join(map(str, paths)), file=sys.stderr)
     return 1 if rendered.failed else 0

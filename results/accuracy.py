@@ -129,6 +129,7 @@ class AccuracyTable:
             help=f"comma-separated subset of {', '.join(self.methods)}",
         )
         add("--tasks", type=name_list, help=f"comma-separated subset of {', '.join(self.tasks)}")
+        parser.set_defaults(settings=None)
         if len(self.settings) > 1:
             names = ", ".join(setting.name for setting in self.settings)
             add(
@@ -156,12 +157,12 @@ class AccuracyTable:
             raise ValueError(f"packed is {options.packed}: expected at least 1")
         if options.checkpoint_steps is not None and options.checkpoint_steps < 0:
             raise ValueError(f"checkpoint-steps is {options.checkpoint_steps}: expected 0 or more")
-        count = getattr(options, "verify", None)
+        count = options.verify
         if count is not None and (count < 1 or options.render_only):
             raise ValueError(f"verify is {count}: expected at least 1, and no --render-only")
         request = _request(self, options)
         known = [setting.name for setting in self.settings]
-        wanted = {*chosen("setting", getattr(options, "settings", None), known), self.main}
+        wanted = {*chosen("setting", options.settings, known), self.main}
         settings = tuple(setting for setting in self.settings if setting.name in wanted)
         by_setting = {setting.name: setting.cells(request) for setting in settings}
         table = dataclasses.replace(self, settings=settings)
@@ -214,7 +215,7 @@ class AccuracyPlan:
             OutputError: A result cannot be written.
         """
         store, loader = RecordStore(self.options.output), self._loader()
-        count = getattr(self.options, "verify", None)
+        count = self.options.verify
         if count is not None:
             results = verify(self.cells, loader, store, count, self._run_options())
             return render_verified(self.table.name, results)

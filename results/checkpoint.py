@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from .failures import first_line
 from .record_files import atomic_file, remove_remains
 
 
@@ -73,7 +74,7 @@ class Checkpoint:
                 torch.save(state, file)
         # A full disk is the one or the other, as torch has it. Training can do without.
         except (OSError, RuntimeError) as error:
-            why = str(error).partition("\n")[0]
+            why = first_line(error)
             tqdm.write(f"warning: no checkpoint of step {step}: {why}", file=sys.stderr)
 
     def load(self) -> dict[str, Any] | None:

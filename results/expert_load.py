@@ -11,7 +11,10 @@ import numpy as np
 
 
 def shares(counts: Sequence[Sequence[int]]) -> np.ndarray:
-    """(L, E): of each layer's tokens, the share that goes to each expert; a layer adds up to 1."""
+    """(L, E): of each layer's selections, K a token, the share of each expert; a layer sums to 1.
+
+    An expert that every token goes to has 1 / K.
+    """
     array = np.asarray(counts, dtype=float)
     return array / array.sum(axis=1, keepdims=True)
 

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .record_files import load_record, remove_remains, save_record, write_atomically
+from .record_files import load_record, load_records, save_record, write_atomically
 from .spec import Fingerprints, RunSpec, cell_id
 
 FAILED, OOM = "failed", "OOM"
@@ -17,6 +17,11 @@ FAILED, OOM = "failed", "OOM"
 
 class OutOfMemory(RuntimeError):
     """A cell ran out of memory; says where, and in which batch."""
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, cut to one line; "" if it says nothing."""
+    return str(error).strip().partition("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,7 @@ class FailureStore:
         Raises:
             ValueError: See `record_files.load_record`; the file is named.
         """
-        found = (self.load(path.stem) for path in sorted(self.directory.glob("*.json")))
-        failures = [failure for failure in found if failure is not None]
+        failures = load_records(self.directory, Failure.from_json)
         return sorted(failures, key=lambda failure: failure.finished)
 
     def save(self, spec: RunSpec, fingerprints: Fingerprints, error: Exception) -> Failure:
@@ -90,7 +94,7 @@ class FailureStore:
         record_id = cell_id(spec, fingerprints)
         log = self.output / "logs" / f"{record_id}.log"
         write_atomically(log, "".join(traceback.format_exception(error)))
-        said = str(error).strip().partition("\n")[0] or "no message"
+        said = first_line(error) or "no message"
         kind = "" if isinstance(error, OutOfMemory) else f"{type(error).__name__}: "
         failure = Failure(
             spec=spec,
@@ -99,9 +103,7 @@ class FailureStore:
             reason=f"{kind}{said} (traceback in logs/{log.name})",
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        path = self._path(record_id)
-        remove_remains(path)
-        save_record(path, failure.to_json())
+        save_record(self._path(record_id), failure.to_json())
         return failure
 
     def delete(self, record_id: str) -> None:

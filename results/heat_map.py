@@ -63,5 +63,5 @@ def draw_heat_maps(title: str, maps: Sequence[HeatMap]) -> dict[str, bytes]:
         axes[0][0].set_ylabel("layer")
         axes[1][0].set_ylabel("mean share\n(dashed: balance)")
         bar = figure.colorbar(image, ax=list(axes[0]), format=PercentFormatter(1, decimals=0))
-        bar.set_label("share of a layer's tokens")
+        bar.set_label("share of a layer's selections")
         return images_of(figure)

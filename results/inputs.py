@@ -15,6 +15,7 @@ from tasks.mixture import mix
 from tasks.prompts import Prompt, prompt_fingerprint, render
 from tasks.sources import Source
 
+from .quirks import is_arc
 from .spec import Fingerprints, RunSpec
 from .weights import ResolvedWeights
 
@@ -94,7 +95,7 @@ class InputLoader:
             chosen = select(self._split(name, task.eval_split), spec.limit_eval)
             template = self._template(name, scoring)
             prompts = [render(task, e, scoring, template) for e in chosen]
-            if "arc-nine-labels" in spec.quirks and name.startswith("arc-"):
+            if "arc-nine-labels" in spec.quirks and is_arc(name):
                 prompts = [dataclasses.replace(each, distractors=_ARC_LABELS) for each in prompts]
             evaluation[name] = EvalSet(chosen, prompts)
 

@@ -9,7 +9,6 @@ loses its BOS in lm-eval; and lm-eval leaves what a tokenizer puts behind a text
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +21,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from tasks.base import Scoring
-from tasks.scoring import Prediction
+from tasks.scoring import Prediction, predict
 
 from .inputs import EvalSet
 
@@ -132,14 +131,10 @@ def _task(rows: EvalSet) -> dict[str, Any]:
 def _prediction(rows: EvalSet, index: int, sample: dict[str, Any], truncated: bool) -> Prediction:
     prompt, answer = rows.prompts[index], rows.examples[index].answer
     scores = [score for score, _ in sample["filtered_resps"]]
-    if not all(map(math.isfinite, scores)):
-        raise FloatingPointError(
-            f"example {prompt.id}: the model gives scores that are not finite: {scores}"
-        )
     lengths = [len(text) - 1 for text in prompt.continuations]
-    per_character = [value / length for value, length in zip(scores, lengths, strict=True)]
-    label, label_norm = scores.index(max(scores)), per_character.index(max(per_character))
+    found = predict(prompt, scores, lengths, truncated)
     # lm-eval logs whether its choice is right, not which it is.
-    if (sample["acc"], sample["acc_norm"]) != (label == answer, label_norm == answer):
+    right = (found.label == answer, found.label_norm == answer)
+    if (sample["acc"], sample["acc_norm"]) != right:
         raise RuntimeError(f"example {prompt.id}: lm-eval chose otherwise than by {scores}")
-    return Prediction(label, tuple(scores), label_norm, truncated)
+    return found

@@ -10,7 +10,7 @@ import torch
 
 from mixlora.profiling import is_out_of_memory
 
-from .failures import OutOfMemory
+from .failures import OutOfMemory, first_line
 
 
 class BatchTooLarge(OutOfMemory):
@@ -35,7 +35,7 @@ def naming_out_of_memory(
     except Exception as error:
         if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
             raise
-        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        said = first_line(error) or type(error).__name__
         raise kind(f"{where()}: {said}") from error
 
 

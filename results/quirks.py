@@ -36,6 +36,11 @@ class Quirk:
     needs: str
 
 
+def is_arc(task_name: str) -> bool:
+    """Whether "arc-nine-labels" concerns a task."""
+    return task_name.startswith("arc-")
+
+
 def _settings(spec: RunSpec) -> dict[str, Any]:
     return dict(spec.adapter)
 
@@ -81,9 +86,7 @@ QUIRKS: dict[str, Quirk] = {
             "arc-nine-labels",
             "ARC's answer is sought among nine labels, 1-4 and A-E, whatever the row offers",
             lambda spec: (
-                spec.scoring == "label"
-                and any(name.startswith("arc-") for name in spec.eval_tasks)
-                and _is_own(spec)
+                spec.scoring == "label" and any(map(is_arc, spec.eval_tasks)) and _is_own(spec)
             ),
             "ARC, by label, scored by our own evaluator",
         ),

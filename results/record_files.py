@@ -113,6 +113,7 @@ def save_record(path: Path, content: dict[str, Any], indent: int | None = None) 
     """
     # As it will be read: tuples are lists by then, and keys are text.
     content = json.loads(json.dumps(content))
+    remove_remains(path)
     text = json.dumps({"checksum": checksum(content)} | content, indent=indent)
     write_atomically(path, text + "\n")
 
@@ -153,6 +154,20 @@ def load_record(path: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> Any
         _set_aside(path, str(damage))
         return None
     return record
+
+
+def load_records(directory: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> list[AnyRecord]:
+    """All records of a directory, in the order of their names, without damaged ones.
+
+    Args:
+        directory: Of the files; none if it is not there.
+        parse: As in `load_record`.
+
+    Raises:
+        ValueError: See `load_record`; the file is named.
+    """
+    found = (load_record(path, parse) for path in sorted(directory.glob("*.json")))
+    return [record for record in found if record is not None]
 
 
 class _Damaged(Exception):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .record_files import load_record, remove_remains, save_record
+from .record_files import load_record, load_records, save_record
 from .spec import Fingerprints, RunSpec, cell_id
 
 
@@ -127,14 +127,12 @@ class RecordStore:
         Raises:
             ValueError: See `record_files.load_record`; the file is named.
         """
-        found = (self.load(path.stem) for path in sorted(self.directory.glob("*.json")))
-        records = [record for record in found if record is not None]
+        records = load_records(self.directory, RunRecord.from_json)
         return sorted(records, key=lambda record: record.provenance["finished"])
 
     def save(self, record: RunRecord) -> Path:
         """Write a record so that it is there whole or not at all."""
         path = self.path(record.id)
-        remove_remains(path)
         save_record(path, record.to_json())
         return path
 

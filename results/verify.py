@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .failures import first_line
 from .inputs import InputLoader
 from .packing import Pack, make_packs
 from .records import RecordStore, RunRecord
@@ -83,14 +84,13 @@ def _verified(pack: Pack, record: RunRecord, loader: InputLoader, options: RunOp
 
     try:
         cells = [(_as_run(spec, record), loader.load(spec)) for spec in pack]
-        (wanted,) = [as_run for as_run, _ in cells if as_run == _as_run(record.spec, record)]
+        wanted = _as_run(record.spec, record)
         (again,) = run_pack(cells, [wanted], lambda text: None, options)
         differences = list(_differences("", _results(record), _results(again)))
         return Verified(record, differences, list(_differences("", _maker(record), _maker(again))))
     # Whatever it is, it has not given the stored result.
     except Exception as error:
-        said = str(error).partition("\n")[0]
-        failure = f"{type(error).__name__}: {said}"
+        failure = f"{type(error).__name__}: {first_line(error)}"
     release_memory()
     return Verified(record, [failure], [])
 

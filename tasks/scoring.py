@@ -108,7 +108,11 @@ def score(
                 on_batch(sum(_num_rows(request, scoring) for request in batch), batch[0].num_tokens)
             all_scores = _score_batch(model, batch)
             for request, scores in zip(batch, all_scores, strict=True):
-                predictions[request.position] = _predict(request, scores.tolist(), scoring)
+                prompt = request.prompt
+                lengths = prompt.option_lengths if scoring == "choice" else None
+                predictions[request.position] = predict(
+                    prompt, scores.tolist(), lengths, request.truncated
+                )
             if progress is not None:
                 progress(len(batch))
     return [predictions[position] for position in range(len(requests))]
@@ -224,14 +228,26 @@ def _pad(sequences: Sequence[list[int]], side: str, device: torch.device) -> tup
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _predict(request: _Request, scores: list[float], scoring: Scoring) -> Prediction:
+def predict(
+    prompt: Prompt, scores: Sequence[float], lengths: Sequence[int] | None, truncated: bool
+) -> Prediction:
+    """The answer that scores give.
+
+    Args:
+        prompt: That was answered.
+        scores: Log-probability of each continuation.
+        lengths: Characters of each, for the score per character; None for no such answer.
+        truncated: Whether the prompt was cut.
+
+    Raises:
+        FloatingPointError: A score is not finite; names the example.
+    """
     if not all(map(math.isfinite, scores)):
         raise FloatingPointError(
-            f"example {request.prompt.id}: the model gives scores that are not finite: {scores}"
+            f"example {prompt.id}: the model gives scores that are not finite: {list(scores)}"
         )
     label_norm = None
-    if scoring == "choice":
-        lengths = request.prompt.option_lengths
+    if lengths is not None:
         per_character = [value / length for value, length in zip(scores, lengths, strict=True)]
         label_norm = per_character.index(max(per_character))
-    return Prediction(scores.index(max(scores)), tuple(scores), label_norm, request.truncated)
+    return Prediction(scores.index(max(scores)), tuple(scores), label_norm, truncated)

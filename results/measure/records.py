@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.record_files import load_record, save_record
+from results.record_files import load_record, load_records, save_record
 
 from .spec import MeasureSpec, measurement_id
 
-DONE, OOM, FAILED = "done", "OOM", "failed"
+DONE = "done"
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ class MeasureStore:
         Raises:
             ValueError: See `results.record_files.load_record`; the file is named.
         """
-        paths = sorted(self.directory.glob("*.json"))
-        read = (load_record(path, MeasureRecord.from_json) for path in paths)
-        found = [record for record in read if record is not None]
+        found = load_records(self.directory, MeasureRecord.from_json)
         newest: dict[MeasureSpec, MeasureRecord] = {}
         for spec in wanted:
             records = [record for record in found if record.spec.matches(spec)]

@@ -9,10 +9,11 @@ from typing import Any
 from tqdm import tqdm
 
 from results import provenance
+from results.failures import FAILED, OOM
 from results.locks import taken
 from results.spec import RESULTS_VERSION
 
-from .records import DONE, FAILED, OOM, MeasureRecord, MeasureStore
+from .records import DONE, MeasureRecord, MeasureStore
 from .spec import MeasureSpec
 
 _WORKER = "results.measure.worker:measure"

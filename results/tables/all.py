@@ -18,7 +18,7 @@ from results.presets import get_preset
 from results.rendered import Rendered, table
 from results.tables import Plan, Table, get_table
 
-#: In the order of the paper; what costs nothing comes first.
+#: What costs nothing comes first.
 TABLES = (
     "audit",
     "params",
@@ -50,7 +50,8 @@ class _AllTables:
         for name in TABLES:
             asked = get_table(name)
             if isinstance(asked, AccuracyTable):
-                plans.append((name, asked.plan(_with(options, methods=None, tasks=None))))
+                own = _with(options, methods=None, tasks=None, settings=None, verify=None)
+                plans.append((name, asked.plan(own)))
             elif name == "efficiency":
                 for arguments in get_preset(options.preset).efficiency:
                     own = _with(options, **vars(_parsed(asked, arguments)))

@@ -88,9 +88,10 @@ def test_quirks_are_part_of_a_cell() -> None:
     assert plain != quirky and "pad-side" in quirky.title
     assert RunSpec.from_json(quirky.to_json()) == quirky
     assert "quirks" not in plain.to_json()  # ids of before there were any stay
-    cells = [tuned("mixlora", quirks=["loss-on-pad"], seeds=[s]) for s in (0, 1)]
-    cells = [*cells, *(cell for cell in cells)]
-    assert [len(pack) for pack in make_packs(cells, 4)] == [1] * 4
+    for quirks, sizes in (([], [4]), (["loss-on-pad"], [1] * 4)):
+        request = make_request("paper", quirks=quirks)
+        cells = [request.cell("gemma-2b", "mixlora", ["piqa"], ["piqa"], s) for s in range(4)]
+        assert [len(pack) for pack in make_packs(cells, 4)] == sizes
 
 
 def test_unknown_names_are_a_users_mistake(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from reproduce import main
+from results.report import write_report
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference"
 
@@ -37,6 +38,13 @@ def test_a_reference_table_is_what_its_records_print(table: Path, tmp_path: Path
     for kind in ("md", "csv", "json", "provenance.json"):
         file = Path("tables") / f"{table.stem}.{kind}"
         assert (tmp_path / file).read_text() == (folder / file).read_text(), file
+
+
+def test_the_studys_report_is_of_its_tables_and_figures(tmp_path: Path) -> None:
+    study = REFERENCE / "small"
+    for folder in ("tables", "figures"):
+        shutil.copytree(study / folder, tmp_path / folder)
+    assert write_report(tmp_path).read_bytes() == (study / "report.html").read_bytes()
 
 
 def test_the_study_is_small_enough_to_be_committed() -> None:

@@ -228,6 +228,7 @@ def test_the_command_line_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtur
         ["--table", "rank", "--settings", "r=2", "--quirk", "loss-on-pad"],
         ["--table", "rank", "--settings", "r=16", "--protocol", "upstream"],
         ["--table", "quirks", "--tasks", "obqa"],
+        ["--table", "main", "--evaluator", "lm-eval", "--quantize", "8bit"],
         ["--table", "main", "--preset", "small", "--methods", "dora", "--dtype", "bfloat16"],
         ["--table", "efficiency", "--shape", "gemma-2b", "--tokens", "2x7", "--methods", "dora"],
         ["--table", "scaling", "--sweeps", "r,top_k", "--runs", "3", "--layers", "2"],
