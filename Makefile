@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 
 # Minutes: kills at random moments, eight processes on one output, every record run again.
 torture: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow tests/test_torture.py
+	$(BIN)/python -m pytest -m slow tests/torture
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GRID = ("--tasks", "arc-e,obqa", "--methods", "base,lora,dora,mixlora,mixdora")
 GRID += ("--limit-train", "32", "--limit-eval", "16")
 CELLS = 10
