@@ -1,6 +1,6 @@
 """Whole processes: killed, stopped, several at once, out of disk; the results stay right.
 
-The cells are stand-ins (`results/stand_in.py`) that take a moment; `test_torture.py` has real ones.
+The cells are stand-ins (`results/stand_in.py`) that take a moment; `tests/torture` has real ones.
 """
 
 from __future__ import annotations
