@@ -6,24 +6,24 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from tasks import TASK_NAMES
 from tasks.prompts import load_templates
 from tasks.sources import open_source
 
 from .cell_options import add_cell_options
+from .command_line import chosen, name_list
 from .compare import compare
 from .executor import Outcome, execute, stored
 from .inputs import InputLoader
-from .methods import BASE, METHOD_TITLES
+from .layout import TableLayout
 from .presets import get_preset
 from .quantise import check_quantize
 from .records import RecordStore, RunRecord
 from .render import render
 from .rendered import Rendered
-from .request import Request, chosen, name_list
-from .spec import OWN, RunOptions, RunSpec
+from .request import Request
+from .spec import RunOptions, RunSpec
 from .verify import render_verified, verify
 from .weights import MODELS, resolve, resolve_device
 
@@ -31,93 +31,13 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What a table varies beside model, method and task.
-
-    Attributes:
-        name: As in reported.csv: "st" (one task at a time), "mt", "r=16", ...
-        title: Printed beside the method; "" in a table of one setting.
-        cells: The cells that fill it.
-    """
-
-    name: str
-    title: str
-    cells: Callable[[Request], list[RunSpec]]
-
-
-def single_task(
-    changes: Mapping[str, Any] | None = None, quirks: Sequence[str] = ()
-) -> Callable[[Request], list[RunSpec]]:
-    """One cell per model, task, method and seed, tuned and scored on that task.
-
-    Args:
-        changes: What differs from the preset's settings of the method.
-        quirks: Of the released code, beside the request's.
-    """
-
-    def cells(request: Request) -> list[RunSpec]:
-        return [
-            request.cell(model, method, [task], [task], seed, changes, quirks)
-            for model in request.models
-            for task in request.tasks
-            for method in request.methods
-            # The untuned base knows no seeds.
-            for seed in (request.seeds if method != BASE else request.seeds[:1])
-        ]
-
-    return cells
-
-
-def all_tasks(
-    changes: Mapping[str, Any] | None = None,
-) -> Callable[[Request], list[RunSpec]]:
-    """One cell per model, method and seed, tuned on all tasks mixed; none of the untuned base.
-
-    Of mixtures, the load of the experts is counted as well, but where lm-eval scores: it runs a
-    prompt once for each option.
-
-    Args:
-        changes: What differs from the preset's settings of the method.
-    """
-
-    def cells(request: Request) -> list[RunSpec]:
-        mixed = [
-            request.cell(model, method, request.tasks, request.tasks, seed, changes)
-            for model in request.models
-            for method in request.methods
-            for seed in request.seeds
-            if method != BASE
-        ]
-        return [
-            dataclasses.replace(cell, expert_load=cell.is_mixture and cell.evaluator == OWN)
-            for cell in mixed
-        ]
-
-    return cells
-
-
-@dataclass(frozen=True)
-class AccuracyTable:
+class AccuracyTable(TableLayout):
     """One table of the paper's accuracies, measured beside reported.
 
     Attributes:
-        name: As on the command line; also the name of its output files.
-        title: Its heading.
-        paper_tables: Numbers of the paper's tables it reproduces.
-        settings: What its rows are, beside methods.
-        main: Name of the setting that the others are compared with.
-        methods: Those that the paper's tables have, and the untuned base.
-        tasks: Those that the paper's tables have.
         finish: What is to be shown beside the accuracies, from the records by setting.
     """
 
-    name: str
-    title: str
-    paper_tables: tuple[str, ...]
-    settings: tuple[Setting, ...]
-    main: str
-    methods: tuple[str, ...] = tuple(METHOD_TITLES)
-    tasks: tuple[str, ...] = TASK_NAMES
     finish: Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered] | None = None
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from tasks.base import SCORINGS
 
+from .command_line import name_list, number_list
 from .presets import PRESETS
 from .quantise import QUANTIZATIONS
 from .quirks import PROTOCOLS, QUIRKS
-from .request import FORWARDS, name_list, number_list
+from .request import FORWARDS
 from .spec import EVALUATORS, OWN
 
 

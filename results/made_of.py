@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .executor import Outcome
+from .layout import TableLayout
 from .methods import BASE
 from .records import RunRecord
 from .rendered import distinct
 from .request import Request
 
-if TYPE_CHECKING:
-    from .accuracy import AccuracyTable
 
-
-def provenance_of(asked: AccuracyTable, request: Request, outcome: Outcome) -> dict[str, Any]:
+def provenance_of(asked: TableLayout, request: Request, outcome: Outcome) -> dict[str, Any]:
     """What the measured numbers come from; a list where cells differ."""
     records = list(outcome.records.values())
     rows = {

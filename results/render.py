@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -21,6 +21,7 @@ from .compare import (
     place_of,
 )
 from .executor import Outcome
+from .layout import TableLayout
 from .made_of import provenance_of
 from .methods import BASE, METHOD_TITLES
 from .rendered import (
@@ -37,15 +38,12 @@ from .sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
 from .spec import OWN
 from .stats import COLLAPSED_SHARE
 
-if TYPE_CHECKING:
-    from .accuracy import AccuracyTable
-
 COLLAPSED_MARK = "†"
 _SIGNIFICANT = 0.05
 
 
 def render(
-    asked: AccuracyTable,
+    asked: TableLayout,
     request: Request,
     lines: Collection[tuple[str, str]],
     outcome: Outcome,
@@ -99,7 +97,7 @@ class _Grid:
     def __init__(
         self,
         frame: pd.DataFrame,
-        asked: AccuracyTable,
+        asked: TableLayout,
         request: Request,
         asked_lines: Collection[tuple[str, str]],
         statuses: Mapping[tuple[str, ...], str],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,21 +85,6 @@ def distinct(values: Iterable[Any]) -> list[Any]:
         if value not in found:
             found.append(value)
     return found
-
-
-def command(name: str, **options: Any) -> str:
-    """The command line that makes a table.
-
-    Args:
-        name: Of the table.
-        options: In the command line's names; several values are joined by commas, None is left out.
-    """
-    words = ["python", "reproduce.py", "--table", name]
-    for option, value in options.items():
-        if value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            words += [f"--{option.replace('_', '-')}", text]
-    return shlex.join(words)
 
 
 def provenance_block(facts: dict[str, Any]) -> str:

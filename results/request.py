@@ -11,11 +11,11 @@ from tasks import TASK_NAMES
 from tasks.base import SCORINGS
 from tasks.names import choose
 
+from .command_line import chosen, command
 from .methods import BASE, METHOD_TITLES
 from .presets import Preset
 from .quantise import QUANTIZATIONS
 from .quirks import chosen_quirks, concerning
-from .rendered import command
 from .spec import EVALUATORS, OWN, RunSpec
 from .weights import DTYPES
 
@@ -176,28 +176,3 @@ class Request:
             quantize=self.quantize,
         )
         return dataclasses.replace(spec, quirks=concerning(spec, {*self.quirks, *quirks}))
-
-
-def chosen(
-    kind: str,
-    names: Sequence[str] | None,
-    known: Sequence[str],
-    default: Sequence[str] | None = None,
-) -> tuple[str, ...]:
-    """The names asked for, in the order of the known ones, each once."""
-    if names is None:
-        return tuple(known if default is None else default)
-    wanted = {choose(kind, name, known) for name in names}
-    if not wanted:
-        raise ValueError(f"no {kind} given; known: {', '.join(known)}")
-    return tuple(name for name in known if name in wanted)
-
-
-def name_list(text: str) -> list[str]:
-    """An option's comma-separated names."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def number_list(text: str) -> list[int]:
-    """An option's comma-separated whole numbers."""
-    return [int(number) for number in text.split(",")]

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.rendered import command
+from results.command_line import command
 from results.shapes import SHAPES, kept_vocabulary
 from results.weights import DTYPES, resolve_device
 from tasks.names import choose

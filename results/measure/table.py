@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from results.command_line import chosen, name_list
 from results.failures import FAILED, OOM
 from results.rendered import Rendered, distinct
-from results.request import chosen, name_list
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .request import Defaults, MeasureRequest, add_options

@@ -9,9 +9,10 @@ from results import provenance
 from results.audit.checks import all_checks, parameter_checks, rank_of
 from results.audit.claims import LEVELS, Claim, Gain, claims, gains, unlearned
 from results.audit.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed
+from results.command_line import command
 from results.computed import ComputedTable
 from results.methods import METHOD_TITLES
-from results.rendered import DASH, Rendered, bullets, command, provenance_block, table
+from results.rendered import DASH, Rendered, bullets, provenance_block, table
 from results.sources import PRINTED
 
 _KINDS = {

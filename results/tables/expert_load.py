@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from results.accuracy import AccuracyTable, Setting, all_tasks
+from results.accuracy import AccuracyTable
 from results.compare import load_reported
 from results.expert_load import layer_std, load_std, shares, specialisation
 from results.heat_map import HeatMap, draw_heat_maps
+from results.layout import Setting, all_tasks
 from results.methods import METHOD_TITLES
 from results.records import RunRecord
 from results.rendered import DASH, Rendered, bullets, table

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from results.accuracy import AccuracyTable, Setting, all_tasks, single_task
+from results.accuracy import AccuracyTable
+from results.layout import Setting, all_tasks, single_task
 
 TABLE = AccuracyTable(
     name="multi",

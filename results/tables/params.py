@@ -5,9 +5,10 @@ from __future__ import annotations
 from results import provenance
 from results.audit.checks import parameter_checks, rank_of
 from results.audit.printed import AGREES, Check, Paper
+from results.command_line import command
 from results.computed import ComputedTable
 from results.methods import METHOD_TITLES
-from results.rendered import Rendered, bullets, command, provenance_block, table
+from results.rendered import Rendered, bullets, provenance_block, table
 from results.shapes import SHAPES
 from results.sources import PRINTED
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from results.accuracy import AccuracyTable, Setting, single_task
+from results.accuracy import AccuracyTable
+from results.layout import Setting, single_task
 from results.quirks import QUIRKS
 from results.records import RunRecord
 from results.rendered import Rendered, bullets

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from results.accuracy import single_task
 from results.batches import TrainingSet
 from results.checkpoint import Checkpoint, read
 from results.executor import execute
 from results.inputs import InputLoader
+from results.layout import single_task
 from results.records import RecordStore, RunRecord
 from results.run import add_adapter
 from results.spec import RunOptions, RunSpec, TrainSettings

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from results.accuracy import single_task
 from results.executor import execute
 from results.inputs import InputLoader
+from results.layout import single_task
 from results.records import RecordStore
 from results.weights import MODELS, resolve
 from tasks.sources import open_source

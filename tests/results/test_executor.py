@@ -14,10 +14,10 @@ import pytest
 from mixlora.moe import FORWARDS
 from results import locks
 from results import request as request_module
-from results.accuracy import single_task
 from results.executor import execute, stored
 from results.failures import FailureStore, OutOfMemory
 from results.inputs import CellInputs, InputLoader
+from results.layout import single_task
 from results.record_files import OutputError
 from results.records import RecordStore, RunRecord
 from results.spec import RunOptions, RunSpec

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from reproduce import parse_arguments
-from results.accuracy import AccuracyPlan, single_task
+from results.accuracy import AccuracyPlan
 from results.executor import Outcome, execute
 from results.inputs import EvalSet, InputLoader
+from results.layout import single_task
 from results.lm_eval import score_with_lm_eval
 from results.records import RecordStore
 from results.run import add_adapter

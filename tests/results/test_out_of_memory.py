@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from results.accuracy import single_task
 from results.executor import Outcome, execute
 from results.inputs import InputLoader
+from results.layout import single_task
 from results.records import RecordStore
 from results.spec import RunOptions, RunSpec
 from results.weights import MODELS, resolve

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from results.accuracy import single_task
 from results.batches import MicroBatch, StepCollator, TrainingSet, joint_steps, row_order
 from results.executor import Outcome, execute
 from results.inputs import InputLoader
+from results.layout import single_task
 from results.packing import make_packs
 from results.records import RecordStore
 from results.run import add_adapter

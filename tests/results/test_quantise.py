@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from results import quantise
-from results.accuracy import single_task
 from results.executor import execute
 from results.inputs import InputLoader
+from results.layout import single_task
 from results.quantise import QUANTIZATIONS
 from results.records import RecordStore
 from results.run import add_adapter
