@@ -1,0 +1,1 @@
+"""The long versions of tests of whole processes, run by `make torture`."""
