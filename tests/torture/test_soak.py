@@ -131,8 +131,8 @@ def test_five_hundred_cells_in_one_process(
             f"CPU time of a cell: median {first:.3f} s of the first {ENDS} after {WARM_UP}, "
             f"{last:.3f} s of the last {ENDS}, ratio {last / first:.2f}"
         )
-    # Libraries lose some KiB each time that a model is loaded, 2 of them safetensors as it reads. What
-    # of ours could be held on to is more: an adapter is 800 KiB at least, a model 4 MiB.
+    # Libraries lose some KiB at every load of a model, safetensors 2 of them as it reads. What of
+    # ours could be held on to is more: an adapter is 800 KiB at least, a model 4 MiB.
     assert slope < 64
     assert samples.files[-1] <= samples.files[WARM_UP]
     assert samples.threads[-1] <= samples.threads[WARM_UP]
