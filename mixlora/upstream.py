@@ -116,7 +116,10 @@ def load(
     weights = _read_weights(folder / WEIGHTS_FILE)
     base_name = settings["base_model_name_or_path"]
     if model is None:
-        model = AutoModelForCausalLM.from_pretrained(base_name)
+        # The adapter names it, so nothing of it may be run.
+        model = AutoModelForCausalLM.from_pretrained(
+            base_name, use_safetensors=True, trust_remote_code=False
+        )
     used = _activation(model)
     if settings.get("act_fn") not in (None, used):
         act_fn = settings["act_fn"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .record_files import load_record, load_records, save_record, write_atomically
+from .redact import redacted
 from .spec import Fingerprints, RunSpec, cell_id
 
 FAILED, OOM = "failed", "OOM"
@@ -20,8 +21,8 @@ class OutOfMemory(RuntimeError):
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, cut to one line; "" if it says nothing."""
-    return str(error).strip().partition("\n")[0]
+    """What an exception says, cut to one line and without secrets; "" if it says nothing."""
+    return redacted(str(error)).strip().partition("\n")[0]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class FailureStore:
         """Write down why a cell failed, and the traceback into its log."""
         record_id = cell_id(spec, fingerprints)
         log = self.output / "logs" / f"{record_id}.log"
-        write_atomically(log, "".join(traceback.format_exception(error)))
+        write_atomically(log, redacted("".join(traceback.format_exception(error))))
         said = first_line(error) or "no message"
         kind = "" if isinstance(error, OutOfMemory) else f"{type(error).__name__}: "
         failure = Failure(

@@ -7,6 +7,7 @@ content in canonical form (sorted keys, no spaces). What was cut or edited is se
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -79,8 +80,16 @@ def check_writable(output: Path) -> None:
     """Write a file of 4 KiB to the output directory and to its folders of results, and remove it.
 
     Raises:
-        ValueError: One of them cannot be written, so nothing should be run.
+        ValueError: One of them cannot be written, or is a link to elsewhere, as an output directory
+            from somebody else could have it: nothing should be run.
     """
+    # Links to files do no harm: what is written takes their place.
+    for folder in filter(Path.is_dir, output.glob("*")):
+        if not folder.resolve().is_relative_to(output.resolve()):
+            raise ValueError(
+                f"{folder} is a link out of the output directory; replace it by a folder, or "
+                "choose another directory with --output DIR"
+            )
     folders = [output / name for name in ("records", "measurements", "tables")]
     for folder in (output, *filter(Path.is_dir, folders)):
         probe = folder / f"probe-{os.getpid()}"
@@ -93,7 +102,7 @@ def check_writable(output: Path) -> None:
 
 def remove_remains(path: Path) -> None:
     """Remove what killed writers of this file left; none may be writing it now."""
-    for file in path.parent.glob(f".{path.name}.*"):
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*"):
         file.unlink(missing_ok=True)
 
 

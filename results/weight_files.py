@@ -76,6 +76,9 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{index}: not an index with a weight_map: {error!r}") from error
     for name in names:
+        # An index is not ours: it names files beside it, and no others.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise WeightsError(f"{index}: {name!r} is no file's name; one beside it is expected")
         if not (index.parent / name).is_file():
             raise WeightsError(f"{index.parent}: {name} is missing, which {index.name} names")
     return [index.parent / name for name in names]

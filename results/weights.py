@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.failures import first_line
 from results.hub import hub_trouble
 from results.quantise import quantize_options
 from results.shapes import SHAPES
@@ -291,5 +292,4 @@ def _restore_digit_splitting(tokenizer: PreTrainedTokenizerBase, gguf_file: Path
 
 
 def _describe(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {first_line(error)}".removesuffix(": ")

@@ -1,8 +1,10 @@
-"""Shared by all tests: where the real rows lie, and what makes a test's run repeatable."""
+"""Shared by all tests: the real rows, what makes a test repeatable, a count of injected faults."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 
 # More threads than this gain nothing at these sizes and starve other test runs on the machine.
 torch.set_num_threads(2)
+
+_FAULTS = pytest.StashKey[Counter[str]]()
 
 
 @pytest.fixture(autouse=True)
@@ -27,3 +31,23 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real rows in {folder}")
     return folder
+
+
+@pytest.fixture
+def fault(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Called with the kind of a fault that a test injects: pytest ends with how many of each."""
+    counts = request.config.stash.setdefault(_FAULTS, Counter())
+
+    def count(kind: str) -> None:
+        counts[kind] += 1
+
+    return count
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    counts = config.stash.get(_FAULTS, Counter())
+    if counts:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+        terminalreporter.write_line(f"faults injected: {counts.total()}: {kinds}")

@@ -69,12 +69,15 @@ def grid(tmp_path: Path) -> Grid:
     return Grid(tmp_path)
 
 
-def test_a_killed_run_loses_the_cell_in_flight_only(grid: Grid, tmp_path: Path) -> None:
+def test_a_killed_run_loses_the_cell_in_flight_only(
+    grid: Grid, tmp_path: Path, fault: Callable[[str], None]
+) -> None:
     whole = Grid(tmp_path / "whole")
     whole.output.mkdir(parents=True)
     _, table, _ = whole.run()
     killed = grid.start()
     grid.wait_for(3)
+    fault("SIGKILL")
     killed.kill()
     killed.communicate()
     kept = {path.name for path in (grid.output / "records").iterdir()}
@@ -100,12 +103,13 @@ def test_processes_share_the_cells(grid: Grid) -> None:
     }
 
 
-def test_the_lock_of_a_dead_process_is_taken_over(grid: Grid) -> None:
+def test_the_lock_of_a_dead_process_is_taken_over(grid: Grid, fault: Callable[[str], None]) -> None:
     dead = grid.start("hang")
     grid.wait_for(1)
     waiting = grid.start()
     said = next(line for line in waiting.stderr or () if not line.startswith("cell "))
     assert said == "waiting: another process runs 1 cells\n"
+    fault("SIGKILL")
     dead.kill()
     dead.communicate()
     waiting.communicate(timeout=60)
@@ -117,10 +121,11 @@ def test_the_lock_of_a_dead_process_is_taken_over(grid: Grid) -> None:
     ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"]
 )
 def test_a_signal_stops_with_a_line_on_how_to_go_on(
-    number: signal.Signals, status: int, grid: Grid
+    number: signal.Signals, status: int, grid: Grid, fault: Callable[[str], None]
 ) -> None:
     process = grid.start("hang")
     grid.wait_for(1)
+    fault(number.name)
     process.send_signal(number)
     printed, said = process.communicate(timeout=60)
     assert (process.returncode, printed) == (status, "")
@@ -130,7 +135,10 @@ def test_a_signal_stops_with_a_line_on_how_to_go_on(
     assert "Traceback" not in said
 
 
-def test_a_record_being_written_is_finished_before_a_signal_stops(grid: Grid) -> None:
+def test_a_record_being_written_is_finished_before_a_signal_stops(
+    grid: Grid, fault: Callable[[str], None]
+) -> None:
+    fault("SIGTERM")
     status, _, said = grid.run("stop")
     assert status == 143, said
     assert len(RecordStore(grid.output).all()) == 1
@@ -146,8 +154,10 @@ def test_a_record_being_written_is_finished_before_a_signal_stops(grid: Grid) ->
     ],
 )
 def test_a_failed_cell_shows_in_every_table(
-    mode: str, status: str, reason: str, grid: Grid
+    mode: str, status: str, reason: str, grid: Grid, fault: Callable[[str], None]
 ) -> None:
+    for _ in range(2):
+        fault({"oom": "out of memory", "nan": "nan loss"}[mode])
     first = grid.run(mode)
     later = grid.run("run", "--render-only")
     for exit_status, printed, _ in (first, later):
@@ -163,12 +173,15 @@ def test_a_failed_cell_shows_in_every_table(
     assert list((grid.output / "failures").iterdir()) == []
 
 
-def test_a_full_disk_is_known_before_anything_is_run(grid: Grid) -> None:
+def test_a_full_disk_is_known_before_anything_is_run(
+    grid: Grid, fault: Callable[[str], None]
+) -> None:
     """The limit of a file's size stands for it: the kernel refuses the write."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
+    fault("disk full")
     status, printed, said = grid.run(prepare=limit)
     assert (status, printed) == (2, "")
     assert len(said.splitlines()) == 1
@@ -177,7 +190,10 @@ def test_a_full_disk_is_known_before_anything_is_run(grid: Grid) -> None:
 
 
 @pytest.mark.parametrize("place", ["/proc/no-such", "file/output"])
-def test_an_output_that_cannot_be_written_is_one_line(place: str, grid: Grid) -> None:
+def test_an_output_that_cannot_be_written_is_one_line(
+    place: str, grid: Grid, fault: Callable[[str], None]
+) -> None:
+    fault("output not writable")
     grid.log.parent.joinpath("file").write_text("")
     status, printed, said = grid.run("run", "--output", str(grid.log.parent / place))
     assert (status, printed) == (2, "")
@@ -185,12 +201,15 @@ def test_an_output_that_cannot_be_written_is_one_line(place: str, grid: Grid) ->
     assert not grid.begun()
 
 
-def test_a_disk_that_fills_up_loses_nothing_that_is_done(grid: Grid) -> None:
+def test_a_disk_that_fills_up_loses_nothing_that_is_done(
+    grid: Grid, fault: Callable[[str], None]
+) -> None:
     """The limit lets the probe and the records through, and not the table in long form."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 
+    fault("disk full")
     status, printed, said = grid.run(prepare=limit)
     assert status == 1
     last = said.splitlines()[-1]
@@ -200,7 +219,10 @@ def test_a_disk_that_fills_up_loses_nothing_that_is_done(grid: Grid) -> None:
     assert grid.run()[:2] == (0, printed)
 
 
-def test_a_clock_that_jumps_changes_nothing(grid: Grid, tmp_path: Path) -> None:
+def test_a_clock_that_jumps_changes_nothing(
+    grid: Grid, tmp_path: Path, fault: Callable[[str], None]
+) -> None:
+    fault("clock that jumps")
     _, table, _ = grid.run()
     other = Grid(tmp_path / "other")
     other.output.mkdir(parents=True)

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from results import provenance
-from results.failures import FAILED, OOM
+from results.failures import FAILED, OOM, first_line
 from results.locks import taken
 from results.spec import RESULTS_VERSION
 
@@ -93,9 +93,9 @@ def _measure(spec: MeasureSpec, commit: str) -> MeasureRecord:
             _WORKER, spec.to_json(), environment=_ALLOCATOR[spec.quantity]
         )
     except OutOfMemory as error:
-        status, reason = OOM, str(error)
+        status, reason = OOM, first_line(error)
     except RuntimeError as error:
-        status, reason = FAILED, str(error)
+        status, reason = FAILED, first_line(error)
     facts = provenance.collect(spec.device, found["device_name"], spec.threads)
     return MeasureRecord(
         spec=spec,

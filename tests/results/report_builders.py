@@ -22,6 +22,18 @@ HOSTILE = (
     "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&lt;![p](http://example.org/p.png)"
 )
 
+#: One way out of text each: tags, attributes, a comment, entities, Markdown's links and images.
+HOSTILE_TEXTS = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "--><svg onload=alert(1)>",
+    "&#60;script&#62;alert(1)&#60;/script&#62;",
+    "[x](javascript:alert(1))",
+    "![x](https://example.org/x.png)",
+    "<https://example.org>",
+]
+
 #: Cells that are hard to sort, in their order: ascending, with what is missing last.
 SORTED = ["**-4.7 (0.106)**", "<0.001", "+3.1 (0.428)", "60.9 ± 4.3 †", "1,234", "OOM", "-", ""]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,17 +167,33 @@ def test_what_another_process_has_settled_meanwhile_is_taken_over(
     assert outcome.failed[dora].status == "OOM"
 
 
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, "disk full"),
+        (errno.EDQUOT, "disk full"),
+        (errno.EROFS, "output not writable"),
+        (errno.EIO, "disk broken"),
+    ],
+)
 def test_what_cannot_be_saved_is_said_and_stops_the_run(
-    ran: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    number: int,
+    kind: str,
+    ran: list[RunSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    fault: Callable[[str], None],
 ) -> None:
     store, wanted = RecordStore(tmp_path), cells(methods=["base", "lora", "mixlora"])
     execute(wanted[:1], loader(), store, fresh=False)
 
     def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fault(kind)
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match=r"cannot write .*json: No space left on device"):
+    with pytest.raises(OutputError, match=rf"cannot write .*json: {os.strerror(number)}"):
         execute(wanted, loader(), store, fresh=False)
     assert [spec.method for spec in ran] == ["base", "lora"]
     assert f"computed, but not saved: {wanted[1].title}" in capsys.readouterr().err

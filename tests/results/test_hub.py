@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ class Hub(HTTPServer):
     Attributes:
         status: Of the answers.
         code: What the hub says in a header of its own.
+        authorization: Of the last request; the hub repeats it in its error.
     """
 
     status = 200
     code = ""
+    authorization = ""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -34,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(self.server.status)
         if self.server.code:
             self.send_header("X-Error-Code", self.server.code)
+        self.server.authorization = self.headers.get("Authorization", "")
+        self.send_header("X-Error-Message", f"no access with {self.server.authorization}")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -44,7 +48,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[str], None]
+) -> Iterator[Hub]:
     server = Hub(("127.0.0.1", 0), Handler)
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -56,6 +62,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.delenv(name.lower(), raising=False)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
+    fault("hub that refuses or is down")
     yield server
     server.shutdown()
     thread.join()
@@ -99,3 +106,11 @@ def test_a_hub_that_does_not_answer(hub: Hub, monkeypatch: pytest.MonkeyPatch) -
     assert "the hub cannot be reached" in trouble()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "the hub is switched off (HF_HUB_OFFLINE)" in trouble()
+
+
+def test_a_hub_that_repeats_the_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = "hf_thisIsNoTokenButItLooksLikeOne"
+    monkeypatch.setenv("HF_TOKEN", token)
+    hub.status = 401
+    assert token not in trouble()
+    assert hub.authorization == f"Bearer {token}"

@@ -25,13 +25,14 @@ Limit = Callable[[int], None]
 
 
 @pytest.fixture
-def limit(monkeypatch: pytest.MonkeyPatch) -> Limit:
+def limit(monkeypatch: pytest.MonkeyPatch, fault: Callable[[str], None]) -> Limit:
     """Has a training forward of more rows than that ask for what no machine has."""
     forward: Any = LlamaForCausalLM.forward
 
     def limit(rows: int, training: bool = True) -> None:
         def limited(self: Any, input_ids: Any = None, **kwargs: Any) -> Any:
             if self.training == training and len(input_ids) > rows:
+                fault("out of memory")
                 torch.empty(1 << 55)
             return forward(self, input_ids, **kwargs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -15,13 +16,18 @@ import pytest
 from reproduce import main, parse_arguments
 from results.accuracy import AccuracyPlan
 from results.executor import Outcome
+from results.failures import Failure
+from results.figures import Line, Panel, draw
 from results.measure.table import MeasuredPlan
 from results.rendered import Rendered
 from results.report import write_report
+from results.spec import Fingerprints
 from results.tables import get_table
 
+from .builders import make_record
 from .report_builders import (
     HOSTILE,
+    HOSTILE_TEXTS,
     Page,
     data_of,
     hostile,
@@ -271,3 +277,34 @@ def test_letters_stand_out_from_their_ground() -> None:
         for letters, ground in pairs:
             dark, light = sorted(luminance(scheme[name]) for name in (letters, ground))
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (letters, ground)
+
+
+@pytest.mark.parametrize("text", HOSTILE_TEXTS)
+def test_hostile_text_is_text_all_the_way_from_a_run(text: str, tmp_path: Path) -> None:
+    """Whatever a model's, data's or row's name, a failure or a setting says."""
+    plan = make_plan("--table", "main", "--tasks", "arc-e", "--methods", "lora,dora,mixlora")
+    done, broken, absent = plan.cells[:3]
+    record = make_record(done, [0, 1], [0, 1], [0, 1])
+    facts = record.provenance | {"data": text, "weights": text, "commit": text}
+    facts |= {"versions": {text: text}, "hardware": {"device_name": text}}
+    task = dataclasses.replace(record.tasks["arc-e"], ids=[text, text])
+    record = dataclasses.replace(record, tasks={"arc-e": task}, provenance=facts)
+    prints = Fingerprints("", "", "", "")
+    outcome = Outcome(
+        records={done: record},
+        failed={broken: Failure(broken, prints, text, f"{text}: {text}", "2026")},
+        unavailable={absent: text},
+    )
+    plan._render(outcome).write(tmp_path)
+    figure = draw(text, text, [Panel(text, [Line(text, [1], [1], [1], [1])], title=text)], text)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "main.svg").write_bytes(figure["svg"])
+    page = Page.of(tmp_path)
+    assert {tag for tag, _ in page.tags} <= TAGS
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    for tag, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on") or name == "style"], tag
+    # Nothing leads anywhere: figures are images, in which nothing is run.
+    assert all(re.match(r"#|data:(image/svg\+xml|text/csv);base64,", h) for h in page.hrefs)
+    shown = " ".join(" ".join(texts) for tag, texts in page.texts.items() if tag != "script")
+    assert "".join(shown.split()).count("".join(text.split())) >= 8

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from results.record_files import write_atomically
 from results.stopping import Stopped, finishing, stoppable
+
+Kill = Callable[[signal.Signals], None]
 
 
 @pytest.fixture(autouse=True)
@@ -21,12 +23,19 @@ def _sigint() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-def kill(number: int) -> None:
-    os.kill(os.getpid(), number)
+@pytest.fixture
+def kill(fault: Callable[[str], None]) -> Kill:
+    """Sends this process a signal."""
+
+    def kill(number: signal.Signals) -> None:
+        fault(number.name)
+        os.kill(os.getpid(), number)
+
+    return kill
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_and_handlers_come_back(number: signal.Signals) -> None:
+def test_a_signal_stops_and_handlers_come_back(number: signal.Signals, kill: Kill) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped, stoppable():
         kill(number)
@@ -37,7 +46,9 @@ def test_a_signal_stops_and_handlers_come_back(number: signal.Signals) -> None:
     assert not isinstance(stopped.value, Exception)
 
 
-def test_a_file_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_finished_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: Kill
+) -> None:
     fsync = os.fsync
 
     def interrupted(handle: int) -> None:
@@ -51,13 +62,13 @@ def test_a_file_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_what_fails_while_it_is_finished_stops_too() -> None:
+def test_what_fails_while_it_is_finished_stops_too(kill: Kill) -> None:
     with pytest.raises(Stopped), stoppable(), finishing():
         kill(signal.SIGINT)
         raise ValueError("an own failure")
 
 
-def test_who_asks_twice_does_not_wait() -> None:
+def test_who_asks_twice_does_not_wait(kill: Kill) -> None:
     reached = []
     with pytest.raises(Stopped), stoppable(), finishing():
         kill(signal.SIGINT)
@@ -69,7 +80,7 @@ def test_who_asks_twice_does_not_wait() -> None:
         pass  # nothing is left of it
 
 
-def test_an_ignored_signal_stays_ignored() -> None:
+def test_an_ignored_signal_stays_ignored(kill: Kill) -> None:
     """As of a job in a shell's background, or under nohup."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_thirty_kills_at_random_moments(
-    whole: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: tuple[Path, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fault: Callable[[str], None],
 ) -> None:
     seed = random.SystemRandom().randrange(10**6)
     chance = random.Random(seed)
@@ -88,6 +92,8 @@ def test_thirty_kills_at_random_moments(
         hit = process.poll() is None
         process.send_signal(signal.SIGKILL)
         _, said = process.communicate()
+        if hit:
+            fault("SIGKILL")
         kills += hit
         with capsys.disabled():
             print(f"\r{kills} kills", end="", flush=True)
@@ -109,13 +115,17 @@ def test_thirty_kills_at_random_moments(
 
 
 def test_eight_processes_on_one_output(
-    whole: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole: tuple[Path, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fault: Callable[[str], None],
 ) -> None:
     """One of them is killed on its way."""
     processes = [start(tmp_path) for _ in range(8)]
     for line in processes[0].stderr or ():
         if line.startswith("cell "):
             break
+    fault("SIGKILL")
     processes[0].kill()
     processes[0].communicate()
     ends = [finish(process) for process in processes[1:]]
