@@ -39,12 +39,14 @@ class Outcome:
         unavailable: Cells that cannot be run for want of data -> why, one line.
         failed: Cells that failed -> how.
         computed: How many cells were run now, not found done.
+        skipped: "<task> <split>" -> rows left out of what the cells are run on.
     """
 
     records: dict[RunSpec, RunRecord] = field(default_factory=dict)
     unavailable: dict[RunSpec, str] = field(default_factory=dict)
     failed: dict[RunSpec, Failure] = field(default_factory=dict)
     computed: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def execute(
@@ -86,7 +88,10 @@ def execute(
     waiting: list[_Work] = []
     for pack in make_packs(available, options.packed):
         # All inputs are read before the first cell runs: a bad row fails now, not at night.
-        ids = {spec: cell_id(spec, loader.load(spec).fingerprints) for spec in pack}
+        inputs = {spec: loader.load(spec) for spec in pack}
+        for each in inputs.values():
+            outcome.skipped |= each.skipped
+        ids = {spec: cell_id(spec, each.fingerprints) for spec, each in inputs.items()}
         before = {spec: store.load(record_id) for spec, record_id in ids.items()}
         failed = {spec: failures.load(record_id) for spec, record_id in ids.items()}
         work = _Work(ids, before, failed, pack_id(list(ids.values())))
