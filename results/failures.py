@@ -54,6 +54,17 @@ class Failure:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Failure:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: It is no such failure.
+        """
+        if data["status"] not in (FAILED, OOM):
+            raise ValueError(f"status is {data['status']!r}: expected {FAILED} or {OOM}")
+        for name in ("reason", "finished"):
+            text = data[name]
+            if not isinstance(text, str) or len(text.splitlines()) > 1:
+                raise ValueError(f"{name} is no text of one line")
         values = {key: value for key, value in data.items() if key != "id"}
         values["spec"] = RunSpec.from_json(data["spec"])
         values["fingerprints"] = Fingerprints(**data["fingerprints"])

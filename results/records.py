@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .record_checks import check_record
 from .record_files import load_record, load_records, save_record
 from .spec import Fingerprints, RunSpec, cell_id
 
@@ -92,6 +93,12 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunRecord:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: It is no such record.
+        """
+        check_record(data)
         values = {key: value for key, value in data.items() if key != "id"}
         values["spec"] = RunSpec.from_json(data["spec"])
         values["fingerprints"] = Fingerprints(**data["fingerprints"])

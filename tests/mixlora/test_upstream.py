@@ -203,7 +203,7 @@ def test_their_mixdora_trains_on_from_its_norms(tmp_path: Path) -> None:
         ({"experts": 8, "depth": 1}, "settings that are not known: depth, experts"),
         ({"r": "4"}, "r='4': expected a whole number"),
         ({"top_k": 4}, r"top_k=4: expected .* at most num_experts \(3\)"),
-        ({"target_modules": 7}, "adapter_config.json: 'int' object is not iterable"),
+        ({"target_modules": 7}, "adapter_config.json: target_modules=7: expected a list of names"),
         ({"target_modules": ["wq"]}, "'wq'"),
         ({"act_fn": "relu"}, "act_fn='relu': the model has 'silu'"),
         ({"num_experts": 4}, r"adapter_model\.bin lacks .*experts\.3\.lora_A\.weight, .* more"),
