@@ -19,7 +19,7 @@ from .failures import Failure, FailureStore
 from .inputs import InputLoader
 from .locks import taken
 from .packing import make_packs, pack_id
-from .record_files import OutputError
+from .record_files import OutputError, remove
 from .records import RecordStore, RunRecord
 from .spec import RunOptions, RunSpec, cell_id
 
@@ -99,7 +99,7 @@ def execute(
             waiting.append(work)
         else:
             # Left by a run that was killed when all was done but this.
-            _checkpoint(store, work).unlink(missing_ok=True)
+            remove(_checkpoint(store, work))
         if not fresh:
             outcome.records |= {spec: found for spec, found in before.items() if found is not None}
 
@@ -188,7 +188,7 @@ class _Runner:
             print(f"cell {number}: {title}", file=sys.stderr, flush=True)
         checkpoint = _checkpoint(self.store, work)
         if self.fresh:
-            checkpoint.unlink(missing_ok=True)
+            remove(checkpoint)
         try:
             cells = [(spec, self.loader.load(spec)) for spec in specs]
             report = bar.set_postfix_str
@@ -197,7 +197,7 @@ class _Runner:
                 self.failures.delete(record.id)
                 self.outcome.records[record.spec] = record
                 self.outcome.computed += 1
-            checkpoint.unlink(missing_ok=True)
+            remove(checkpoint)
         except OutputError:
             raise
         # One pack's failure, whatever it is, must not cost the cells after it.

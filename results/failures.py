@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .record_files import load_record, load_records, save_record, write_atomically
+from .record_files import load_record, load_records, remove, save_record, write_atomically
 from .spec import Fingerprints, RunSpec, cell_id
 
 FAILED, OOM = "failed", "OOM"
@@ -119,7 +119,7 @@ class FailureStore:
 
     def delete(self, record_id: str) -> None:
         """Forget a failure: its cell has a record now."""
-        self._path(record_id).unlink(missing_ok=True)
+        remove(self._path(record_id))
 
     def _path(self, record_id: str) -> Path:
         return self.directory / f"{record_id}.json"

@@ -91,6 +91,18 @@ def check_writable(output: Path) -> None:
             raise ValueError(f"{error}; choose another folder with --output DIR") from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file of the output directory if it is there.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(path, error) from error
+
+
 def remove_remains(path: Path) -> None:
     """Remove what killed writers of this file left; none may be writing it now."""
     for file in path.parent.glob(f".{path.name}.*"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .record_checks import check_record
-from .record_files import load_record, load_records, save_record
+from .record_files import load_record, load_records, remove, save_record
 from .spec import Fingerprints, RunSpec, cell_id
 
 
@@ -145,4 +145,4 @@ class RecordStore:
 
     def delete(self, record_id: str) -> None:
         """Remove a record, so that its cell is run again."""
-        self.path(record_id).unlink(missing_ok=True)
+        remove(self.path(record_id))
