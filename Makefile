@@ -17,9 +17,11 @@ reproduce: $(VENV)/.harness
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
 
-# Minutes: kills at random moments, eight processes on one output, every record run again.
+# Minutes: kills at random moments, eight processes on one output, every record run again; then more
+# than 10,000 cases of bad input, counted by kind.
 torture: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow tests/torture
+	$(BIN)/python -m pytest --hypothesis-profile torture tests/fuzz
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
@@ -32,6 +32,9 @@ class _MixLoraType(str):
 
 
 PEFT_TYPE = _MixLoraType("MIXLORA")
+
+#: Bytes of the largest adapter_config.json that is read; a real one has about a thousand.
+LARGEST_CONFIG = 2**20
 
 
 @dataclass
@@ -124,6 +127,9 @@ class MixLoraConfig(PeftConfig):
         _check_number("top_p", self.top_p, above=0.0, most=1.0)
         _check_int("expert_capacity", self.expert_capacity, 1)
         _check_number("router_z_loss_coef", self.router_z_loss_coef, least=0.0)
+        for name in ("base_model_name_or_path", "revision"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name}={shown(getattr(self, name))}: expected a text or None")
         for name in ("use_dora", "aux_loss_over_padding", "init_lora_weights"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={shown(getattr(self, name))}: expected True or False")
@@ -139,12 +145,15 @@ class MixLoraConfig(PeftConfig):
         """As of every PEFT config, but what is wrong with the file is said with its name.
 
         Raises:
-            ValueError: It cannot be read, or a setting has a value that is not allowed.
+            ValueError: It cannot be read, has more than `LARGEST_CONFIG` bytes, or a setting has a
+                value that is not allowed.
         """
+        where = Path(pretrained_model_name_or_path, subfolder or "", CONFIG_NAME)
         try:
+            if where.is_file() and where.stat().st_size > LARGEST_CONFIG:
+                raise ValueError(f"more than {LARGEST_CONFIG:,} bytes")
             return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
         except (OSError, TypeError, ValueError, RecursionError) as error:
-            where = PurePath(pretrained_model_name_or_path, subfolder or "", CONFIG_NAME)
             reason = " ".join(str(error).splitlines())
             raise ValueError(f"{where}: {reason}") from error
 

@@ -33,15 +33,13 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .config import PEFT_TYPE, MixLoraConfig
+from .config import LARGEST_CONFIG, PEFT_TYPE, MixLoraConfig
 from .magnitudes import reset_magnitudes
 from .shown import named, shown
 from .state_dict import check_fit
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.bin"
-#: Of the settings in bytes; a real one has about a thousand.
-LARGEST_CONFIG = 2**20
 #: What transformers calls the models that the package can run.
 MODEL_TYPES = ("llama", "gemma", "gemma2", "qwen2", "mistral", "phi", "phi3")
 
@@ -216,15 +214,15 @@ def _read_settings(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             content = stream.read(LARGEST_CONFIG + 1)
-        if len(content) > LARGEST_CONFIG:
-            raise ValueError(f"it has more than {LARGEST_CONFIG:,} bytes")
-        settings = json.loads(content.decode("utf-8"))
+        settings = json.loads(content.decode("utf-8")) if len(content) <= LARGEST_CONFIG else None
     except FileNotFoundError as error:
         raise ValueError(f"{file.parent} has no {file.name}") from error
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # what JSON and UTF-8 raise
         raise ValueError(f"{file} is not JSON: {error}") from error
+    if len(content) > LARGEST_CONFIG:
+        raise ValueError(f"{file} has more than {LARGEST_CONFIG:,} bytes")
     if not isinstance(settings, dict):
         raise ValueError(f"{file} holds a {type(settings).__name__}: expected settings by name")
     return settings

@@ -36,6 +36,8 @@ def number(value: Any) -> bool:
 
 #: Field -> whether a value is allowed there, by the help of the field and the paper.
 ALLOWED: dict[str, Any] = {
+    "base_model_name_or_path": lambda v: v is None or type(v) is str,
+    "revision": lambda v: v is None or type(v) is str,
     "r": lambda v: whole(v, 1),
     "num_experts": lambda v: whole(v, 1),
     "expert_capacity": lambda v: whole(v, 1),
@@ -122,7 +124,7 @@ def test_a_config_file_gives_its_values_or_is_named(folder: Path, data: Any) -> 
     readable = put_in_place(data.draw, file, content)
     ended = run("configs", lambda: MixLoraConfig.from_pretrained(str(folder)), names=[str(folder)])
     try:
-        said = json.loads(content) if readable else None
+        said = json.loads(content.decode()) if readable else None
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
