@@ -28,8 +28,11 @@ RAW = (
 )
 _MARK = "raw JSON number "
 
-#: One that is usually wrong where it stands.
+_RAW = st.integers(0, len(RAW) - 1).map(lambda number: f"{_MARK}{number}")
+#: A value that is usually wrong where it stands.
 ODD = st.one_of(
+    _RAW,
+    _RAW,
     st.none(),
     st.booleans(),
     st.integers(-3, 12),
@@ -39,7 +42,6 @@ ODD = st.one_of(
     st.text(max_size=8),
     st.lists(st.one_of(st.integers(0, 3), st.text(max_size=3), st.none()), max_size=5),
     st.dictionaries(st.text(max_size=3), st.integers(0, 3), max_size=3),
-    st.integers(0, len(RAW) - 1).map(lambda number: f"{_MARK}{number}"),
 )
 
 
