@@ -153,6 +153,8 @@ class MixLoraConfig(PeftConfig):
             if where.is_file() and where.stat().st_size > LARGEST_CONFIG:
                 raise ValueError(f"more than {LARGEST_CONFIG:,} bytes")
             return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        except KeyError as error:
+            raise ValueError(f"{where}: peft_type={error}: PEFT knows no such method") from error
         except (OSError, TypeError, ValueError, RecursionError) as error:
             reason = " ".join(str(error).splitlines())
             raise ValueError(f"{where}: {reason}") from error

@@ -111,6 +111,9 @@ def test_a_config_file_gives_its_values_or_is_named(folder: Path, data: Any) -> 
         "num_experts": 4,
         "target_modules": ["q_proj", "up_proj"],
     }
+    values["peft_type"] = data.draw(
+        st.sampled_from(9 * ["MIXLORA"] + ["MIX\nLORA", "", 3, None, []])
+    )
     name = data.draw(st.sampled_from([*ALLOWED, "top_k", "nothing"]))
     if name != "nothing":
         values[name] = data.draw(ODD)
@@ -127,7 +130,7 @@ def test_a_config_file_gives_its_values_or_is_named(folder: Path, data: Any) -> 
         said = json.loads(content.decode()) if readable else None
     except (ValueError, RecursionError):
         said = None
-    if not isinstance(said, dict):
+    if not isinstance(said, dict) or said.get("peft_type", "MIXLORA") != "MIXLORA":
         assert ended.refusal
         return
     known = {key: said[key] for key in [*ALLOWED, "top_k"] if key in said}
