@@ -36,6 +36,10 @@ PEFT_TYPE = _MixLoraType("MIXLORA")
 #: Bytes of the largest adapter_config.json that is read; a real one has about a thousand.
 LARGEST_CONFIG = 2**20
 
+#: The largest rank and number of experts: beyond any use, and a file that has more asks for memory
+#: before anybody has looked at its weights.
+LARGEST_SIZE = 2**16
+
 
 @dataclass
 class MixLoraConfig(PeftConfig):
@@ -117,8 +121,8 @@ class MixLoraConfig(PeftConfig):
             self.target_modules = _names("target_modules", self.target_modules)
         if self.router_init_std is None:
             self.router_init_std = 1.0 if self.routing == "switch" else 0.02
-        _check_int("r", self.r, 1)
-        _check_int("num_experts", self.num_experts, 1)
+        _check_int("r", self.r, 1, LARGEST_SIZE)
+        _check_int("num_experts", self.num_experts, 1, LARGEST_SIZE)
         _check_int("top_k", self.top_k, 1, self.num_experts, "num_experts")
         _check_number("lora_alpha", self.lora_alpha, above=0.0)
         _check_number("lora_dropout", self.lora_dropout, least=0.0, below=1.0)
@@ -200,7 +204,7 @@ def _check_int(
 ) -> None:
     allowed = f"a whole number of at least {least}"
     if most is not None:
-        allowed += f" and at most {most_name} ({most})"
+        allowed += f" and at most {f'{most_name} ({most})' if most_name else most}"
     wrong_type = not isinstance(value, int) or isinstance(value, bool)
     if wrong_type or value < least or (most is not None and value > most):
         raise ValueError(f"{name}={shown(value)}: expected {allowed}")

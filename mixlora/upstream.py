@@ -114,6 +114,7 @@ def load(
     settings = _read_settings(folder / CONFIG_FILE)
     config = _to_config(settings, folder / CONFIG_FILE, inference_mode=not is_trainable)
     weights = _read_weights(folder / WEIGHTS_FILE)
+    _check_sizes(config, weights, folder / WEIGHTS_FILE)
     base_name = settings["base_model_name_or_path"]
     if model is None:
         model = AutoModelForCausalLM.from_pretrained(base_name)
@@ -268,6 +269,20 @@ def _to_config(settings: dict[str, Any], file: Path, inference_mode: bool) -> Mi
         return MixLoraConfig(task_type="CAUSAL_LM", inference_mode=inference_mode, **values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def _check_sizes(config: MixLoraConfig, weights: dict[str, Tensor], file: Path) -> None:
+    """Refuse settings of another size than the weights before memory is asked for."""
+    for end, name in ((".lora_A.weight", "r"), (".mlp.moe_gate.weight", "num_experts")):
+        size = getattr(config, name)
+        shapes = {key: tuple(w.shape) for key, w in weights.items() if key.endswith(end)}
+        if not shapes:
+            raise ValueError(f"{file} lacks every key that ends in {end}")
+        for key, shape in shapes.items():
+            if shape[:1] != (size,):
+                raise ValueError(
+                    f"{file} has {named(key)} of shape {shape}: {name}={size} in {CONFIG_FILE}"
+                )
 
 
 def _read_weights(file: Path) -> dict[str, Tensor]:

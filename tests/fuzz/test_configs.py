@@ -38,8 +38,8 @@ def number(value: Any) -> bool:
 ALLOWED: dict[str, Any] = {
     "base_model_name_or_path": lambda v: v is None or type(v) is str,
     "revision": lambda v: v is None or type(v) is str,
-    "r": lambda v: whole(v, 1),
-    "num_experts": lambda v: whole(v, 1),
+    "r": lambda v: whole(v, 1) and v <= 65_536,
+    "num_experts": lambda v: whole(v, 1) and v <= 65_536,
     "expert_capacity": lambda v: whole(v, 1),
     "lora_alpha": lambda v: number(v) and v > 0,
     "lora_dropout": lambda v: number(v) and 0 <= v < 1,
@@ -78,6 +78,7 @@ def wrong_in(settings: dict[str, Any]) -> set[str]:
 @given(settings=st.dictionaries(st.sampled_from([*ALLOWED, "top_k"]), _PYTHON, max_size=4))
 @example(settings={"lora_alpha": 10**400}).via("OverflowError")
 @example(settings={"r": -(10**5_000)}).via("a message that Python would not write")
+@example(settings={"num_experts": 2**31}).via("asked for more memory than there is")
 @example(settings={"target_modules": 7}).via("TypeError")
 @example(settings={"target_modules": {"q_proj": False}}).via("taken for a list of names")
 @example(settings={"top_p": 1, "lora_alpha": 3, "router_init_std": 0, "num_experts": 2})
