@@ -34,10 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
     # Everything within raises ValueError for a user's mistake only: what goes wrong inside a cell
     # stays in the outcome.
     except ValueError as error:
-        print(f"reproduce.py: {redacted(str(error))}", file=sys.stderr)
+        print(_one_line(f"reproduce.py: {redacted(str(error))}"), file=sys.stderr)
         return 2
     except OutputError as error:
-        print(f"reproduce.py: {error}; {_how_to_go_on(arguments)}", file=sys.stderr)
+        print(_one_line(f"reproduce.py: {error}; {_how_to_go_on(arguments)}"), file=sys.stderr)
         return 1
     except Stopped as stop:
         print(f"stopped by {stop}; {_how_to_go_on(arguments)}", file=sys.stderr)
@@ -62,6 +62,11 @@ def _run(arguments: list[str] | None) -> int:
         paths.append(write_report(options.output))
     print("written: " + ", ".join(map(str, paths)), file=sys.stderr)
     return 1 if rendered.failed else 0
+
+
+def _one_line(message: str) -> str:
+    # Names of files and options can hold anything but NUL.
+    return " ".join(message.splitlines())
 
 
 def _how_to_go_on(arguments: list[str] | None) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig
+from peft.utils import CONFIG_NAME
 
 from .ffn import split_targets
 from .moe import FORWARDS
 from .router import ROUTINGS
+from .shown import shown
 
 
 class _MixLoraType(str):
@@ -29,6 +32,13 @@ class _MixLoraType(str):
 
 
 PEFT_TYPE = _MixLoraType("MIXLORA")
+
+#: Bytes of the largest adapter_config.json that is read; a real one has about a thousand.
+LARGEST_CONFIG = 2**20
+
+#: The largest rank and number of experts: beyond any use, and a file that has more asks for memory
+#: before anybody has looked at its weights.
+LARGEST_SIZE = 2**16
 
 
 @dataclass
@@ -111,8 +121,8 @@ class MixLoraConfig(PeftConfig):
             self.target_modules = _names("target_modules", self.target_modules)
         if self.router_init_std is None:
             self.router_init_std = 1.0 if self.routing == "switch" else 0.02
-        _check_int("r", self.r, 1)
-        _check_int("num_experts", self.num_experts, 1)
+        _check_int("r", self.r, 1, LARGEST_SIZE)
+        _check_int("num_experts", self.num_experts, 1, LARGEST_SIZE)
         _check_int("top_k", self.top_k, 1, self.num_experts, "num_experts")
         _check_number("lora_alpha", self.lora_alpha, above=0.0)
         _check_number("lora_dropout", self.lora_dropout, least=0.0, below=1.0)
@@ -121,13 +131,37 @@ class MixLoraConfig(PeftConfig):
         _check_number("top_p", self.top_p, above=0.0, most=1.0)
         _check_int("expert_capacity", self.expert_capacity, 1)
         _check_number("router_z_loss_coef", self.router_z_loss_coef, least=0.0)
+        for name in ("base_model_name_or_path", "revision"):
+            if not isinstance(getattr(self, name), str | None):
+                raise ValueError(f"{name}={shown(getattr(self, name))}: expected a text or None")
         for name in ("use_dora", "aux_loss_over_padding", "init_lora_weights"):
             if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected True or False")
+                raise ValueError(f"{name}={shown(getattr(self, name))}: expected True or False")
         for name, allowed in (("forward", tuple(FORWARDS)), ("routing", ROUTINGS)):
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
-                raise ValueError(f"{name}={value!r}: expected one of {', '.join(allowed)}")
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in allowed:
+                raise ValueError(f"{name}={shown(value)}: expected one of {', '.join(allowed)}")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> Any:
+        """As of every PEFT config, but what is wrong with the file is said with its name.
+
+        Raises:
+            ValueError: It cannot be read, has more than `LARGEST_CONFIG` bytes, or a setting has a
+                value that is not allowed.
+        """
+        where = Path(pretrained_model_name_or_path, subfolder or "", CONFIG_NAME)
+        try:
+            if where.is_file() and where.stat().st_size > LARGEST_CONFIG:
+                raise ValueError(f"more than {LARGEST_CONFIG:,} bytes")
+            return super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        except KeyError as error:
+            raise ValueError(f"{where}: peft_type={error}: PEFT knows no such method") from error
+        except (OSError, TypeError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).splitlines())
+            raise ValueError(f"{where}: {reason}") from error
 
     @property
     def attention_targets(self) -> frozenset[str]:
@@ -153,13 +187,14 @@ class MixLoraConfig(PeftConfig):
 
 
 def _names(field_name: str, value: Any) -> set[str]:
-    if isinstance(value, str) or not all(isinstance(name, str) and name for name in value):
+    listed = isinstance(value, (list, tuple, set, frozenset))
+    if not listed or not all(isinstance(name, str) and name for name in value):
         raise ValueError(
-            f"{field_name}={value!r}: expected a list of names, such as ['q_proj', 'up_proj']"
+            f"{field_name}={shown(value)}: expected a list of names, such as ['q_proj', 'up_proj']"
         )
     if not value:
         raise ValueError(
-            f"{field_name}={value!r}: expected at least one projection name, or None for all"
+            f"{field_name}={shown(value)}: expected at least one projection name, or None for all"
         )
     return set(value)
 
@@ -169,10 +204,10 @@ def _check_int(
 ) -> None:
     allowed = f"a whole number of at least {least}"
     if most is not None:
-        allowed += f" and at most {most_name} ({most})"
+        allowed += f" and at most {f'{most_name} ({most})' if most_name else most}"
     wrong_type = not isinstance(value, int) or isinstance(value, bool)
     if wrong_type or value < least or (most is not None and value > most):
-        raise ValueError(f"{name}={value!r}: expected {allowed}")
+        raise ValueError(f"{name}={shown(value)}: expected {allowed}")
 
 
 def _check_number(
@@ -188,14 +223,20 @@ def _check_number(
         bounds.append(f"below {below:g}")
     if most != math.inf:
         bounds.append(f"at most {most:g}")
-    wrong_type = (
-        not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value)
-    )
     if (
-        wrong_type
+        not _is_finite(value)
         or (least is not None and value < least)
         or (above is not None and value <= above)
         or value >= below
         or value > most
     ):
-        raise ValueError(f"{name}={value!r}: expected a finite number {' and '.join(bounds)}")
+        raise ValueError(f"{name}={shown(value)}: expected a finite number {' and '.join(bounds)}")
+
+
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        return False

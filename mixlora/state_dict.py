@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
+from .shown import named
+
 
 def check_fit(source: str, given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     """Refuse weights that are not exactly the expected ones.
@@ -16,7 +18,8 @@ def check_fit(source: str, given: Mapping[str, Tensor], expected: Mapping[str, T
         expected: Tensors of the right shapes under the right keys.
 
     Raises:
-        ValueError: A key is missing, unknown or has another shape; the message names it.
+        ValueError: A key is missing, unknown or has another shape, or its values are no finite
+            real numbers; the message names it.
     """
     missing = expected.keys() - given.keys()
     if missing:
@@ -28,10 +31,15 @@ def check_fit(source: str, given: Mapping[str, Tensor], expected: Mapping[str, T
         if given[key].shape != tensor.shape:
             shapes = f"{tuple(given[key].shape)}: expected {tuple(tensor.shape)}"
             raise ValueError(f"{source} has {key} of shape {shapes}")
+        if not given[key].is_floating_point():
+            raise ValueError(f"{source} has {key} of {given[key].dtype}: expected real numbers")
+        # A NaN would spread to every logit, and an adapter that is nowhere finite still "works".
+        if not given[key].isfinite().all():
+            raise ValueError(f"{source} has NaN or infinity in {key}")
 
 
 def _some(keys: Iterable[str]) -> str:
     """The first keys, and how many more there are."""
     ordered = sorted(keys)
     more = f" and {len(ordered) - 2} more" if len(ordered) > 2 else ""
-    return ", ".join(ordered[:2]) + more
+    return ", ".join(map(named, ordered[:2])) + more

@@ -23,7 +23,6 @@ What it cannot hold, or the package does otherwise:
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from .config import PEFT_TYPE, MixLoraConfig
+from .config import LARGEST_CONFIG, PEFT_TYPE, MixLoraConfig
 from .magnitudes import reset_magnitudes
+from .shown import named, shown
 from .state_dict import check_fit
 
 CONFIG_FILE = "adapter_config.json"
@@ -114,6 +114,7 @@ def load(
     settings = _read_settings(folder / CONFIG_FILE)
     config = _to_config(settings, folder / CONFIG_FILE, inference_mode=not is_trainable)
     weights = _read_weights(folder / WEIGHTS_FILE)
+    _check_sizes(config, weights, folder / WEIGHTS_FILE)
     base_name = settings["base_model_name_or_path"]
     if model is None:
         # The adapter names it, so nothing of it may be run.
@@ -123,7 +124,7 @@ def load(
     used = _activation(model)
     if settings.get("act_fn") not in (None, used):
         act_fn = settings["act_fn"]
-        raise ValueError(f"{folder / CONFIG_FILE}: act_fn={act_fn!r}: the model has {used!r}")
+        raise ValueError(f"{folder / CONFIG_FILE}: act_fn={shown(act_fn)}: the model has {used!r}")
     tuned = get_peft_model(model, config, adapter_name)
     config.base_model_name_or_path = config.base_model_name_or_path or base_name
     places = dict(_places(tuned, adapter_name))
@@ -215,11 +216,17 @@ def _activation(model: Any) -> str:
 
 def _read_settings(file: Path) -> dict[str, Any]:
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        with file.open("rb") as stream:
+            content = stream.read(LARGEST_CONFIG + 1)
+        settings = json.loads(content.decode("utf-8")) if len(content) <= LARGEST_CONFIG else None
     except FileNotFoundError as error:
         raise ValueError(f"{file.parent} has no {file.name}") from error
-    except ValueError as error:  # what JSON and UTF-8 raise
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # what JSON and UTF-8 raise
         raise ValueError(f"{file} is not JSON: {error}") from error
+    if len(content) > LARGEST_CONFIG:
+        raise ValueError(f"{file} has more than {LARGEST_CONFIG:,} bytes")
     if not isinstance(settings, dict):
         raise ValueError(f"{file} holds a {type(settings).__name__}: expected settings by name")
     return settings
@@ -233,18 +240,25 @@ def _to_config(settings: dict[str, Any], file: Path, inference_mode: bool) -> Mi
         value = settings.get(name, allowed[0])
         if value not in allowed:
             expected = " or ".join(repr(each) for each in allowed)
-            raise ValueError(f"{file}: {name}={value!r}: expected {expected}")
+            raise ValueError(f"{file}: {name}={shown(value)}: expected {expected}")
+    base_name = settings["base_model_name_or_path"]
+    if not isinstance(base_name, str) or not base_name:
+        raise ValueError(
+            f"{file}: base_model_name_or_path={shown(base_name)}: expected a name or a directory"
+        )
     known = {*_FIELDS, *_REQUIRED, *_ALLOWED, *_OF_TRAINING, "act_fn", "expert_lora"}
     unknown = sorted(settings.keys() - known)
     if unknown:
-        raise ValueError(f"{file} has settings that are not known: {', '.join(unknown)}")
+        names = ", ".join(map(named, unknown[:5]))
+        raise ValueError(f"{file} has settings that are not known: {names}")
     expert_lora = settings.get("expert_lora", {})
     if not isinstance(expert_lora, dict):
-        raise ValueError(f"{file}: expert_lora={expert_lora!r}: expected settings by name")
+        raise ValueError(f"{file}: expert_lora={shown(expert_lora)}: expected settings by name")
     for name, value in expert_lora.items():
         if settings.get(name) != value:
             raise ValueError(
-                f"{file}: expert_lora.{name}={value!r}: expected {settings.get(name)!r}, as outside"
+                f"{file}: expert_lora.{named(name)}={shown(value)}: expected "
+                f"{shown(settings.get(name))}, as outside"
             )
     values = {ours: settings[theirs] for theirs, ours in _FIELDS.items() if theirs in settings}
     values["routing"] = _ROUTINGS[settings["routing_strategy"]]
@@ -260,14 +274,33 @@ def _to_config(settings: dict[str, Any], file: Path, inference_mode: bool) -> Mi
         raise ValueError(f"{file}: {error}") from error
 
 
+def _check_sizes(config: MixLoraConfig, weights: dict[str, Tensor], file: Path) -> None:
+    """Refuse settings of another size than the weights before memory is asked for."""
+    for end, name in ((".lora_A.weight", "r"), (".mlp.moe_gate.weight", "num_experts")):
+        size = getattr(config, name)
+        shapes = {key: tuple(w.shape) for key, w in weights.items() if key.endswith(end)}
+        if not shapes:
+            raise ValueError(f"{file} lacks every key that ends in {end}")
+        for key, shape in shapes.items():
+            if shape[:1] != (size,):
+                raise ValueError(
+                    f"{file} has {named(key)} of shape {shape}: {name}={size} in {CONFIG_FILE}"
+                )
+
+
 def _read_weights(file: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ValueError(f"{file.parent} has no {file.name}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        # torch's own message is a page that ends in how to run the file's code after all.
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    # Every place where a pickle is damaged gives an exception of its own; torch's message on code
+    # is a page that ends in how to run it after all.
+    except Exception as error:
         raise ValueError(f"{file} cannot be read as tensors alone, without running code") from error
-    if not isinstance(weights, dict) or not all(isinstance(w, Tensor) for w in weights.values()):
-        raise ValueError(f"{file} is no dictionary of tensors")
+    if not isinstance(weights, dict) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    ):
+        raise ValueError(f"{file} is no dictionary of tensors by name")
     return weights

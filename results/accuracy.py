@@ -170,7 +170,7 @@ class AccuracyPlan:
         source = open_source(self.options.data_dir, bundled=self.request.data == "bundled")
         weights = {name: resolve(MODELS[name], path) for name in models}
         templates = load_templates(self.options.prompts) if self.options.prompts else {}
-        return InputLoader(source, weights, templates)
+        return InputLoader(source, weights, templates, self.request.skip_bad_rows)
 
     def _render(self, outcome: Outcome) -> Rendered:
         outcome = dataclasses.replace(
@@ -231,4 +231,5 @@ def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:
         quirks=options.quirk,
         evaluator=options.evaluator,
         quantize=options.quantize,
+        skip_bad_rows=options.skip_bad_rows,
     )

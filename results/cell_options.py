@@ -39,6 +39,12 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
         help="local data: DIR/<task>/<split>.jsonl, .jsonl.gz or .parquet",
     )
     add(
+        "--skip-bad-rows",
+        action="store_true",
+        help="leave out rows that cannot be used, and count them in the table; they are refused "
+        "otherwise",
+    )
+    add(
         "--model-path",
         type=Path,
         metavar="DIR",

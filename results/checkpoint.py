@@ -8,6 +8,7 @@ renamed when it is whole, with everything that the rest of the training depends 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import zipfile
 from collections.abc import Mapping
@@ -95,9 +96,13 @@ class Checkpoint:
             other.load_state_dict(state["others"][name])
 
 
+#: What `Checkpoint.save` writes.
+_PARTS = {"made_by", "step", "weights", "optimizer", "random", "others"}
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """What a checkpoint's file holds; None without one, or if it is damaged and was removed."""
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         # torch writes sums of its parts, but does not look at them when it reads.
@@ -105,7 +110,10 @@ def read(path: Path) -> dict[str, Any] | None:
             damaged = file.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(damaged)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or state.keys() != _PARTS:
+            raise zipfile.BadZipFile("not a checkpoint")
+        return state
     # A damaged file gives a different exception for every place that is hit.
     except Exception as error:
         _discard(path, f"cannot be read ({type(error).__name__})")
@@ -128,5 +136,9 @@ def _random_state(device: torch.device) -> dict[str, Any]:
 
 
 def _discard(path: Path, why: str) -> None:
-    path.unlink(missing_ok=True)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        # A folder has its name: training can do without.
+        why += f", nor removed ({error.strerror})"
     tqdm.write(f"checkpoint {path.name}: {why}; its training begins anew", file=sys.stderr)

@@ -39,11 +39,16 @@ def command(name: str, **options: Any) -> str:
 
     Args:
         name: Of the table.
-        options: In the command line's names; several values are joined by commas, None is left out.
+        options: In the command line's names; several values are joined by commas, True is an option
+            without value, None and False are left out.
     """
     words = ["python", "reproduce.py", "--table", name]
     for option, value in options.items():
-        if value is not None:
-            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            words += [f"--{option.replace('_', '-')}", text]
+        if value is None or value is False:
+            continue
+        words.append(f"--{option.replace('_', '-')}")
+        if value is not True:
+            words.append(
+                ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            )
     return shlex.join(words)

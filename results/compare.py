@@ -13,29 +13,23 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from .records import RunRecord, TaskResult
+from .reported import AVERAGE, COLUMNS, REPORTED_CSV, read_reported
 from .shapes import SHAPES
 from .spec import OWN
 from .stats import holm, is_collapsed, majority_level, mean_and_stderr, paired_test, seed_std
 
-REPORTED_CSV = Path(__file__).parent / "paper" / "reported.csv"
-
-_PAPER_COLUMNS = ["table", "model", "method", "setting", "task", "metric", "value", "unit"]
-LONG_COLUMNS = [*_PAPER_COLUMNS, "source", "stderr", "n", "seed"]
+LONG_COLUMNS = [*COLUMNS, "source", "stderr", "n", "seed"]
 
 #: The method that every paired test compares with.
 BASELINE = "lora"
 
 #: Suffix of what is relative to the same method in the table's main setting.
 MAIN = "main"
-
-#: The task name of the mean over all tasks of a table.
-AVERAGE = "avg"
 
 #: Majority-class levels of whole evaluation splits, in percent, for marking reported cells. A
 #: reported accuracy within 0.1 points of its level is marked as collapsed to it.
@@ -56,18 +50,10 @@ def load_reported(table: str) -> pd.DataFrame:
         table: Its number in the paper; all but "3", the settings, hold numbers only.
 
     Raises:
-        ValueError: The file lacks a column, or a value is not a number; it is named.
+        ValueError: See `reported.read_reported`.
     """
-    frame = pd.read_csv(REPORTED_CSV, dtype=str, keep_default_na=False)
-    missing = [column for column in _PAPER_COLUMNS if column not in frame.columns]
-    if missing:
-        raise ValueError(f"{REPORTED_CSV}: column {', '.join(missing)} is missing")
-    frame = frame[frame["table"] == table]
-    values = pd.to_numeric(frame["value"], errors="coerce")
-    if values.isna().any():
-        row = values.index[values.isna()][0] + 2  # counted from 1, after the header
-        raise ValueError(f"{REPORTED_CSV}, row {row}, column value: expected a number")
-    frame = frame.assign(value=values)
+    rows = [row for row in read_reported(REPORTED_CSV) if row["table"] == table]
+    frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
     return frame.assign(source="reported", stderr=None, n=None, seed="")[LONG_COLUMNS]
 
 

@@ -19,7 +19,7 @@ from .failures import Failure, FailureStore
 from .inputs import InputLoader
 from .locks import taken
 from .packing import make_packs, pack_id
-from .record_files import OutputError
+from .record_files import OutputError, remove
 from .records import RecordStore, RunRecord
 from .spec import RunOptions, RunSpec, cell_id
 
@@ -39,12 +39,14 @@ class Outcome:
         unavailable: Cells that cannot be run for want of data -> why, one line.
         failed: Cells that failed -> how.
         computed: How many cells were run now, not found done.
+        skipped: "<task> <split>" -> rows left out of what the cells are run on.
     """
 
     records: dict[RunSpec, RunRecord] = field(default_factory=dict)
     unavailable: dict[RunSpec, str] = field(default_factory=dict)
     failed: dict[RunSpec, Failure] = field(default_factory=dict)
     computed: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def execute(
@@ -86,7 +88,10 @@ def execute(
     waiting: list[_Work] = []
     for pack in make_packs(available, options.packed):
         # All inputs are read before the first cell runs: a bad row fails now, not at night.
-        ids = {spec: cell_id(spec, loader.load(spec).fingerprints) for spec in pack}
+        inputs = {spec: loader.load(spec) for spec in pack}
+        for each in inputs.values():
+            outcome.skipped |= each.skipped
+        ids = {spec: cell_id(spec, each.fingerprints) for spec, each in inputs.items()}
         before = {spec: store.load(record_id) for spec, record_id in ids.items()}
         failed = {spec: failures.load(record_id) for spec, record_id in ids.items()}
         work = _Work(ids, before, failed, pack_id(list(ids.values())))
@@ -94,7 +99,7 @@ def execute(
             waiting.append(work)
         else:
             # Left by a run that was killed when all was done but this.
-            _checkpoint(store, work).unlink(missing_ok=True)
+            remove(_checkpoint(store, work))
         if not fresh:
             outcome.records |= {spec: found for spec, found in before.items() if found is not None}
 
@@ -183,7 +188,7 @@ class _Runner:
             print(f"cell {number}: {title}", file=sys.stderr, flush=True)
         checkpoint = _checkpoint(self.store, work)
         if self.fresh:
-            checkpoint.unlink(missing_ok=True)
+            remove(checkpoint)
         try:
             cells = [(spec, self.loader.load(spec)) for spec in specs]
             report = bar.set_postfix_str
@@ -192,7 +197,7 @@ class _Runner:
                 self.failures.delete(record.id)
                 self.outcome.records[record.spec] = record
                 self.outcome.computed += 1
-            checkpoint.unlink(missing_ok=True)
+            remove(checkpoint)
         except OutputError:
             raise
         # One pack's failure, whatever it is, must not cost the cells after it.

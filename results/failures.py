@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .record_files import load_record, load_records, save_record, write_atomically
+from .record_files import load_record, load_records, remove, save_record, write_atomically
 from .redact import redacted
 from .spec import Fingerprints, RunSpec, cell_id
 
@@ -55,6 +55,17 @@ class Failure:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Failure:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: It is no such failure.
+        """
+        if data["status"] not in (FAILED, OOM):
+            raise ValueError(f"status is {data['status']!r}: expected {FAILED} or {OOM}")
+        for name in ("reason", "finished"):
+            text = data[name]
+            if not isinstance(text, str) or len(text.splitlines()) > 1:
+                raise ValueError(f"{name} is no text of one line")
         values = {key: value for key, value in data.items() if key != "id"}
         values["spec"] = RunSpec.from_json(data["spec"])
         values["fingerprints"] = Fingerprints(**data["fingerprints"])
@@ -109,7 +120,7 @@ class FailureStore:
 
     def delete(self, record_id: str) -> None:
         """Forget a failure: its cell has a record now."""
-        self._path(record_id).unlink(missing_ok=True)
+        remove(self._path(record_id))
 
     def _path(self, record_id: str) -> Path:
         return self.directory / f"{record_id}.json"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 from tasks import Example, get_task
 from tasks.base import Scoring
 from tasks.data import fingerprint, select
 from tasks.mixture import mix
 from tasks.prompts import Prompt, prompt_fingerprint, render
-from tasks.sources import Source
+from tasks.sources import DataError, Source
 
 from .quirks import is_arc
 from .spec import Fingerprints, RunSpec
@@ -41,6 +42,8 @@ class CellInputs:
         weights: Where the model comes from.
         fingerprints: Hashes of all of it.
         data_label: Where the rows come from, for tables.
+        skipped: "<task> <split>" -> how many rows of it were left out because they cannot be used;
+            only where there are some.
     """
 
     train: list[tuple[Prompt, int]]
@@ -48,6 +51,13 @@ class CellInputs:
     weights: ResolvedWeights
     fingerprints: Fingerprints
     data_label: str
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def made_from(inputs: CellInputs) -> dict[str, Any]:
+    """What a record's provenance says of a cell's inputs."""
+    facts: dict[str, Any] = {"data": inputs.data_label, "weights": inputs.weights.label}
+    return facts | ({"skipped": inputs.skipped} if inputs.skipped else {})
 
 
 @dataclass
@@ -58,18 +68,21 @@ class InputLoader:
         source: Where rows come from.
         weights: Model name -> resolved weights.
         templates: The user's prompts, task -> scoring -> template.
+        skip_bad_rows: Leave out the rows that cannot be used, say so and count them; they are
+            refused otherwise. No part of a cell: its fingerprints are of the rows that are left.
+        skipped: (task, split) -> rows left out, of the splits loaded so far.
     """
 
     source: Source
     weights: Mapping[str, ResolvedWeights]
     templates: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    skip_bad_rows: bool = False
+    skipped: dict[tuple[str, str], int] = field(default_factory=dict)
     _splits: dict[tuple[str, str], list[Example]] = field(default_factory=dict)
 
     def unavailable(self, spec: RunSpec) -> str | None:
         """Why the cell cannot be run for want of data, in one line; None if nothing is missing."""
-        splits = [(get_task(name), get_task(name).train_split) for name in spec.train_tasks]
-        splits += [(get_task(name), get_task(name).eval_split) for name in spec.eval_tasks]
-        reasons = (self.source.unavailable(task, split) for task, split in splits)
+        reasons = (self.source.unavailable(get_task(n), split) for n, split in _splits_of(spec))
         return next((reason for reason in reasons if reason is not None), None)
 
     def load(self, spec: RunSpec) -> CellInputs:
@@ -110,15 +123,32 @@ class InputLoader:
             model=weights.fingerprint,
             prompts=_digest(wordings),
         )
-        return CellInputs(train, evaluation, weights, fingerprints, self.source.label)
+        skipped = {
+            f"{name} {split}": count
+            for name, split in _splits_of(spec)
+            if (count := self.skipped[name, split])
+        }
+        return CellInputs(train, evaluation, weights, fingerprints, self.source.label, skipped)
 
     def _split(self, name: str, split: str) -> list[Example]:
         if (name, split) not in self._splits:
-            self._splits[name, split] = self.source.load(get_task(name), split)
+            bad_rows: list[DataError] | None = [] if self.skip_bad_rows else None
+            self._splits[name, split] = self.source.load(get_task(name), split, bad_rows)
+            self.skipped[name, split] = len(bad_rows or ())
+            if bad_rows:
+                more = f", and {len(bad_rows) - 1} more" if len(bad_rows) > 1 else ""
+                print(f"left out: {bad_rows[0]}{more}", file=sys.stderr)
         return self._splits[name, split]
 
     def _template(self, name: str, scoring: str) -> str | None:
         return self.templates.get(name, {}).get(scoring)
+
+
+def _splits_of(spec: RunSpec) -> list[tuple[str, str]]:
+    """(task, split) of everything that a cell reads."""
+    return [(name, get_task(name).train_split) for name in spec.train_tasks] + [
+        (name, get_task(name).eval_split) for name in spec.eval_tasks
+    ]
 
 
 def _digest(parts: list[str]) -> str:

@@ -30,6 +30,13 @@ def provenance_of(asked: TableLayout, request: Request, outcome: Outcome) -> dic
         for record in records
         if record.spec.train is not None
     ]
+    # Of this run, and of those that the records are from: the same rows can be what is left of a
+    # file in another state.
+    counts = [record.provenance.get("skipped", {}) for record in records] + [outcome.skipped]
+    skipped = {
+        name: distinct(count[name] for count in counts if name in count)
+        for name in dict.fromkeys(name for count in counts for name in count)
+    }
     adapters = {
         method: found
         for method in request.methods
@@ -44,6 +51,8 @@ def provenance_of(asked: TableLayout, request: Request, outcome: Outcome) -> dic
         "weights": distinct(record.provenance["weights"] for record in records),
         "data": distinct(record.provenance["data"] for record in records),
         "rows": rows,
+        # Not where there are none, so that tables from before this could be asked for stay.
+        **({"bad rows left out": skipped} if skipped else {}),
         "scoring": request.scoring,
         "evaluator": request.evaluator,
         "quirks of the released code": list(request.quirks),

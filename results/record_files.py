@@ -100,6 +100,18 @@ def check_writable(output: Path) -> None:
             raise ValueError(f"{error}; choose another folder with --output DIR") from error
 
 
+def remove(path: Path) -> None:
+    """Remove a file of the output directory if it is there.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(path, error) from error
+
+
 def remove_remains(path: Path) -> None:
     """Remove what killed writers of this file left; none may be writing it now."""
     for file in path.parent.glob(f".{glob.escape(path.name)}.*"):
@@ -135,8 +147,9 @@ def load_record(path: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> Any
         parse: From content without checksum to the record; raises what it likes if it cannot.
 
     Raises:
-        ValueError: The file is as it was written, but without a checksum or by another version of
-            the code: it may be worth keeping, so that is for its owner to decide.
+        ValueError: The file cannot be read, or is as it was written, but without a checksum or by
+            another version of the code: it may be worth keeping, so that is for its owner to
+            decide.
     """
     try:
         content = _content(path)
@@ -147,15 +160,15 @@ def load_record(path: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> Any
                 f"{path}: has no checksum, as records from before there were any; if it is as "
                 f"written, `python -m results.stamp {path.parent}` adds it, else delete the file"
             )
-        if content.pop("checksum") != checksum(content):
+        if content.pop("checksum") != _checksum_of_file(content):
             raise _Damaged("content does not match its checksum")
         try:
             record = parse(content)
             record_id = record.id
         except (ValueError, TypeError, KeyError, AttributeError) as error:
+            why = " ".join(f"{type(error).__name__}: {error}".splitlines())
             raise ValueError(
-                f"{path}: not a record of this version ({type(error).__name__}: {error}); "
-                "delete it to have it made again"
+                f"{path}: not a record of this version ({why}); delete it to have it made again"
             ) from error
         if record_id != path.stem:
             raise _Damaged("content does not match its name")
@@ -188,11 +201,20 @@ def _content(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise _Damaged("cut, or not JSON") from error
     if not isinstance(content, dict) or content.get("id") != path.stem:
         raise _Damaged("content does not match its name")
     return content
+
+
+def _checksum_of_file(content: dict[str, Any]) -> str:
+    try:
+        return checksum(content)
+    except RecursionError as error:
+        raise _Damaged("nested too deeply") from error
 
 
 def _set_aside(path: Path, why: str) -> None:

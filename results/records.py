@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .record_files import load_record, load_records, save_record
+from .record_checks import check_record
+from .record_files import load_record, load_records, remove, save_record
 from .spec import Fingerprints, RunSpec, cell_id
 
 
@@ -92,6 +93,12 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> RunRecord:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: It is no such record.
+        """
+        check_record(data)
         values = {key: value for key, value in data.items() if key != "id"}
         values["spec"] = RunSpec.from_json(data["spec"])
         values["fingerprints"] = Fingerprints(**data["fingerprints"])
@@ -138,4 +145,4 @@ class RecordStore:
 
     def delete(self, record_id: str) -> None:
         """Remove a record, so that its cell is run again."""
-        self.path(record_id).unlink(missing_ok=True)
+        remove(self.path(record_id))

@@ -22,6 +22,9 @@ from .weights import DTYPES
 #: The forwards of `mixlora.moe.FORWARDS`, named here too because that module loads torch.
 FORWARDS = ("vanilla", "shared", "fused")
 
+#: What NumPy takes as a seed, and so transformers' `set_seed`.
+SEEDS = range(2**32)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -40,6 +43,7 @@ class Request:
         quirks: Of the released code, that cells are run with.
         evaluator: "own" or "lm-eval".
         quantize: "4bit", "8bit" or None, of the frozen weights.
+        skip_bad_rows: Leave out rows that cannot be used; no part of a cell.
     """
 
     preset: Preset
@@ -57,6 +61,7 @@ class Request:
     quirks: tuple[str, ...]
     evaluator: str
     quantize: str | None
+    skip_bad_rows: bool
 
     @classmethod
     def make(
@@ -78,6 +83,7 @@ class Request:
         quirks: Sequence[str] = (),
         evaluator: str = OWN,
         quantize: str | None = None,
+        skip_bad_rows: bool = False,
     ) -> Request:
         """A request; None takes the preset's value.
 
@@ -87,8 +93,10 @@ class Request:
         for name, limit in (("limit-train", limit_train), ("limit-eval", limit_eval)):
             if limit is not None and limit < 1:
                 raise ValueError(f"{name} is {limit}: expected at least 1")
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds are {list(seeds)}: expected distinct whole numbers from 0")
+        if not seeds or not all(seed in SEEDS for seed in seeds) or len(set(seeds)) < len(seeds):
+            raise ValueError(
+                f"seeds are {list(seeds)}: expected distinct whole numbers from 0 to {SEEDS[-1]}"
+            )
         return cls(
             preset=preset,
             models=chosen("model", models, preset.models),
@@ -105,6 +113,7 @@ class Request:
             quirks=chosen_quirks(protocol, quirks),
             evaluator=choose("evaluator", evaluator, EVALUATORS),
             quantize=None if quantize is None else choose("quantize", quantize, QUANTIZATIONS),
+            skip_bad_rows=skip_bad_rows,
         )
 
     def command(self, table: str, settings: Sequence[str]) -> str:
@@ -125,6 +134,7 @@ class Request:
             limit_train=self.limit_train,
             limit_eval=self.limit_eval,
             data_dir="DIR" if self.data == "directory" else None,
+            skip_bad_rows=self.skip_bad_rows,
             quirk=self.quirks or None,
             scoring=self.scoring,
             dtype=self.dtype,

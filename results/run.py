@@ -28,7 +28,7 @@ from . import provenance
 from .batches import TrainingSet
 from .checkpoint import Checkpoint
 from .checkpoint import read as read_checkpoint
-from .inputs import CellInputs
+from .inputs import CellInputs, made_from
 from .load_log import LoadLog, counting
 from .memory import BatchTooLarge, naming_out_of_memory, release_memory
 from .methods import BASE, get_method
@@ -140,8 +140,7 @@ def run_pack(
             tasks=tasks,
             training=training.get(name, {}),
             seconds=dict(clock.laps),
-            provenance=_provenance(spec)
-            | {"data": inputs.data_label, "weights": inputs.weights.label},
+            provenance=_provenance(spec) | made_from(inputs),
         )
 
 

@@ -20,8 +20,8 @@ class Example:
     """One multiple-choice question.
 
     Attributes:
-        id: The data set's own id, or `<split>-<row number from 1>` where it has none. Data sets
-            repeat ids, so it is not unique within a split.
+        id: The data set's own id, or `<split>-<row number from 1>` where it has none; unique within
+            a split.
         question: Everything that is asked (context and question, goal, sentence), without the
             options; one or several lines, no whitespace at its ends.
         options: The text of every option, no whitespace at its ends.

@@ -26,7 +26,11 @@ class RowError(ValueError):
 
 def show(value: Any) -> str:
     """Returns `value` as it looks in source, on one line and cut to 60 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    # Lists in lists, as deep as JSON can just still hold them.
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deeply"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

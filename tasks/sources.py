@@ -1,15 +1,19 @@
 """Where rows come from: the hub, a local directory, or the miniature that ships with the project.
 
 All three give equal examples for equal rows, and the same kind of error: `DataError`, one line that
-names file, row (from 1), column and what was expected there.
+names file, row (from 1), column and what was expected there. A row that cannot be used is refused,
+or left out and named where the caller asks for that; a file that cannot be read to its end is
+always refused, because nobody knows what it held.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import os
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,11 +47,20 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def load(self, task: Task, split: str) -> list[Example]:
+    def load(
+        self, task: Task, split: str, bad_rows: list[DataError] | None = None
+    ) -> list[Example]:
         """Returns all examples of the split, in the source's order.
 
+        Args:
+            task: The data set.
+            split: Name of the split.
+            bad_rows: Takes what is wrong with each row that cannot be used, and such rows are left
+                out; None refuses the first of them.
+
         Raises:
-            DataError: The split is not there, or a row of it cannot be used.
+            DataError: The split is not there or cannot be read, a row of it cannot be used (with
+                `bad_rows`, none can), or two rows have one id.
         """
 
 
@@ -68,17 +81,20 @@ class LocalSource(Source):
             return f"{task.name}: {stem.parent} has {names}, expected one of them only"
         return f"{task.name}: no {split} split, expected {stem}.jsonl, .jsonl.gz or .parquet"
 
-    def load(self, task: Task, split: str) -> list[Example]:
+    def load(
+        self, task: Task, split: str, bad_rows: list[DataError] | None = None
+    ) -> list[Example]:
         problem = self.unavailable(task, split)
         if problem is not None:
             raise DataError(problem)
         (path,) = self._files(task, split)
-        rows = _read_parquet(path) if path.suffix == ".parquet" else _read_json_lines(path)
-        return _parse_rows(rows, task, split, str(path))
+        rows = _read_parquet(path) if path.suffix == ".parquet" else _read_lines(path)
+        return _parse_rows(rows, task, split, str(path), bad_rows)
 
     def _files(self, task: Task, split: str) -> list[Path]:
         paths = [self.root / task.directory / f"{split}{suffix}" for suffix in _SUFFIXES]
-        return [path for path in paths if path.is_file()]
+        # os.path's answer to a path that no file can have is no; pathlib's is an exception.
+        return [path for path in paths if os.path.isfile(path)]
 
 
 class HubSource(Source):
@@ -89,7 +105,9 @@ class HubSource(Source):
     def unavailable(self, task: Task, split: str) -> str | None:
         return None
 
-    def load(self, task: Task, split: str) -> list[Example]:
+    def load(
+        self, task: Task, split: str, bad_rows: list[DataError] | None = None
+    ) -> list[Example]:
         hub = task.hub
         where = f"{hub.path}{f' ({hub.config})' if hub.config else ''} {split}"
         try:
@@ -108,7 +126,7 @@ class HubSource(Source):
                 f"{task.name}: the hub did not deliver {where}: {reason}; "
                 f"use --data-dir DIR with DIR/{task.directory}/{split}.jsonl to load a local copy"
             ) from error
-        return _parse_rows(rows, task, split, where)
+        return _parse_rows(rows, task, split, where, bad_rows)
 
 
 def open_source(data_dir: Path | None = None, bundled: bool = False) -> Source:
@@ -129,47 +147,97 @@ def open_source(data_dir: Path | None = None, bundled: bool = False) -> Source:
         return LocalSource(MINIATURE_DIR, "bundled miniature") if bundled else HubSource()
     if bundled:
         raise ValueError(f"data_dir is {data_dir}: must not be given with the bundled data")
-    if not data_dir.is_dir():
+    if not os.path.isdir(data_dir):
         raise DataError(f"{data_dir}: no such directory, expected the root of the data")
-    return LocalSource(data_dir, f"local directory {data_dir.resolve().name}")
+    # A name need not be UTF-8, but tables and records are.
+    name = data_dir.resolve().name.encode("utf-8", "backslashreplace").decode("utf-8")
+    return LocalSource(data_dir, f"local directory {name}")
 
 
-def _parse_rows(rows: Iterable[Any], task: Task, split: str, where: str) -> list[Example]:
+class _BadLine(ValueError):
+    """A line of a file is not a row at all."""
+
+
+def _parse_rows(
+    rows: Iterable[Any], task: Task, split: str, where: str, bad_rows: list[DataError] | None
+) -> list[Example]:
+    """The examples of rows, or of the lines of JSON (bytes) that hold them."""
     examples: list[Example] = []
+    numbers: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            columns = ", ".join(task.columns)
-            raise DataError(f"{where}, row {number}: got {show(row)}, expected columns {columns}")
         try:
-            examples.append(task.parse(row, f"{split}-{number}"))
-        except RowError as error:
-            raise DataError(
-                f"{where}, row {number}, column {error.column}: {error.problem}, "
-                f"expected {task.columns[error.column]}"
-            ) from error
+            example = _parse_row(row, task, f"{split}-{number}")
+            if example.id in numbers:
+                problem = f"got {show(example.id)}, which row {numbers[example.id]} has"
+                raise RowError("id", problem)
+        except (RowError, _BadLine) as error:
+            problem = f"{where}, row {number}{_explained(error, task)}"
+            if bad_rows is None:
+                raise DataError(problem) from error
+            bad_rows.append(DataError(problem))
+        else:
+            numbers[example.id] = number
+            examples.append(example)
     if not examples:
-        raise DataError(f"{where}: no rows, expected at least one")
+        left_out = f"; left out: {bad_rows[0]}" if bad_rows else ""
+        raise DataError(f"{where}: no rows, expected at least one{left_out}")
     return examples
 
 
-def _read_json_lines(path: Path) -> Iterator[Any]:
+def _explained(error: RowError | _BadLine, task: Task) -> str:
+    """What is wrong, as it goes on after the row's number."""
+    if isinstance(error, RowError):
+        return f", column {error.column}: {error.problem}, expected {task.columns[error.column]}"
+    return f": {error}"
+
+
+def _parse_row(row: Any, task: Task, default_id: str) -> Example:
+    if isinstance(row, bytes):
+        row = _parse_line(row)
+    if not isinstance(row, dict):
+        raise _BadLine(f"got {show(row)}, expected columns {', '.join(task.columns)}")
+    return task.parse(row, default_id)
+
+
+def _parse_line(line: bytes) -> Any:
+    try:
+        return json.loads(
+            line.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except UnicodeDecodeError as error:
+        raise _BadLine(f"not UTF-8 ({error.reason})") from error
+    except RecursionError as error:
+        raise _BadLine("JSON nested too deeply") from error
+    except json.JSONDecodeError as error:
+        problem = f"{error.msg} at column {error.colno}"
+        raise _BadLine(f"not JSON ({problem}), expected one object a line") from error
+    # Of numbers with thousands of digits, and of the two hooks.
+    except ValueError as error:
+        raise _BadLine(f"not JSON that can be used ({error})") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, in which a repeated name would otherwise hide the value before it."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{show(twice)} is there twice")
+    return values
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
     number = 1
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             # A binary file ends its lines at "\n" only; str.splitlines and text files would also
             # cut at the separators (U+2028, "\r") that questions contain.
             for line in file:
-                yield json.loads(line.decode("utf-8"))
+                yield line
                 number += 1
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, row {number}: not UTF-8 ({error.reason})") from error
-    except RecursionError as error:
-        raise DataError(f"{path}, row {number}: JSON nested too deeply") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}, row {number}: not JSON ({error.msg} at column {error.colno}), "
-            "expected one object a line"
-        ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}, row {number}: cannot be read ({error})") from error
 
@@ -181,6 +249,7 @@ def _read_parquet(path: Path) -> list[Any]:
 
     try:
         return pyarrow.parquet.ParquetFile(path).read().to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
+    # A damaged file can hold text that is not UTF-8 and dates that are none.
+    except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
         reason = next(iter(str(error).splitlines()), "")
         raise DataError(f"{path}: not a readable parquet file ({reason})") from error

@@ -10,11 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 # More threads than this gain nothing at these sizes and starve other test runs on the machine.
 torch.set_num_threads(2)
 
 _FAULTS = pytest.StashKey[Counter[str]]()
+
+# Here, because pytest looks for `--hypothesis-profile` before it comes to the folder of the tests
+# that know it; see tests/fuzz/cases.py.
+settings.register_profile("torture", print_blob=True)
 
 
 @pytest.fixture(autouse=True)

@@ -134,6 +134,9 @@ def test_missing_and_double_data_is_named(tmp_path: Path) -> None:
         (tmp_path / "piqa" / f"validation.{end}").touch()
     with pytest.raises(DataError, match=r"found validation.jsonl and validation.parquet"):
         load(**where)
+    (tmp_path / "piqa" / "validation.jsonl").unlink()
+    with pytest.raises(DataError, match=r"piqa/validation.parquet: cannot be read \(.*\)$"):
+        load(**where)
 
 
 def save_adapter(folder: Path, trained: bool = True) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlora.effect import NoEffectError
+from mixlora.shown import shown
 
 from .data import DataError
 
@@ -17,8 +18,12 @@ TASK_CONFIGS = Path(__file__).parent / "task_configs"
 _HF = ("hf", "hf-auto", "huggingface")
 
 
+class CommandError(ValueError):
+    """The command line, or the file that it names, cannot be used."""
+
+
 def main() -> int:
-    """Run lm-eval's command line; returns the exit status, 2 for an adapter or data of no use."""
+    """Run lm-eval's command line; returns the exit status, 2 for what of it is of no use."""
     try:
         from lm_eval._cli import HarnessCLI
         from lm_eval.utils import setup_logging
@@ -39,8 +44,8 @@ def main() -> int:
     try:
         prepare(arguments)
         command.execute(arguments)
-    except (AdapterError, NoEffectError, DataError) as error:
-        print(f"mixlora-lm-eval: {error}", file=sys.stderr)
+    except (AdapterError, NoEffectError, DataError, CommandError) as error:
+        print(" ".join(f"mixlora-lm-eval: {error}".splitlines()), file=sys.stderr)
         return 2
     return 0
 
@@ -51,13 +56,15 @@ def prepare(arguments: Any) -> None:
     ``--model hf`` with ``peft=`` becomes ``mixlora``: lm-eval's own loading resizes embeddings
     where the tokenizer has another size, says nothing of weights that are missing, and scores an
     adapter that does nothing.
+
+    Raises:
+        CommandError: The file of ``--config`` cannot be read, or its model_args are none.
     """
-    from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.utils import simple_parse_args_string
 
     config = getattr(arguments, "config", None)
     # The command line goes before the file that --config names.
-    wanted = EvaluatorConfig.load_yaml_config(config) if config else {}
+    wanted = _from_file(config) if config else {}
     wanted |= {name: value for name, value in vars(arguments).items() if value}
     if hasattr(arguments, "include_path"):
         others = [wanted["include_path"]] if "include_path" in wanted else []
@@ -65,6 +72,22 @@ def prepare(arguments: Any) -> None:
     model_args = wanted.get("model_args") or {}
     if isinstance(model_args, str):
         model_args = simple_parse_args_string(model_args)
+    if not isinstance(model_args, dict):
+        raise CommandError(
+            f"model_args={shown(model_args)}: expected name=value,name=value or, in the file of "
+            "--config, values by name"
+        )
     if wanted.get("model", "hf") in _HF and "peft" in model_args:
         arguments.model = "mixlora"
         print("mixlora-lm-eval: peft= is loaded by --model mixlora, checked", file=sys.stderr)
+
+
+def _from_file(config: str) -> dict[str, Any]:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    try:
+        return EvaluatorConfig.load_yaml_config(config)
+    # lm-eval has another exception for each way in which a file can be wrong.
+    except Exception as error:
+        reason = " ".join(str(error).splitlines())
+        raise CommandError(f"--config {config}: {reason}") from error

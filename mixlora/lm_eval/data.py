@@ -36,7 +36,7 @@ def load(
         {split: its rows, a `datasets.Dataset`}.
 
     Raises:
-        DataError: The local split is not there, or there more than once.
+        DataError: The local split is not there, there more than once, or cannot be read.
     """
     import datasets
 
@@ -50,4 +50,9 @@ def load(
         names = " and ".join(file.name for file in found) or "none"
         raise DataError(f"expected one of {stem}.jsonl, .jsonl.gz and .parquet, found {names}")
     ((file, kind),) = found.items()
-    return {split: datasets.load_dataset(kind, data_files=str(file), split="train")}
+    try:
+        return {split: datasets.load_dataset(kind, data_files=str(file), split="train")}
+    # The reader of each format has exceptions of its own, wrapped once more in others.
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).splitlines())[:200]
+        raise DataError(f"{file}: cannot be read ({reason or type(error).__name__})") from error

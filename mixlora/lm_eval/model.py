@@ -78,9 +78,13 @@ def load_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
         warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
         try:
             return PeftModel.from_pretrained(model, adapter)
-        except (UserWarning, OSError, ValueError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
-            raise AdapterError(f"adapter {adapter}: {reason}") from error
+        # JSON, pickle, safetensors and PEFT each have exceptions of their own for a broken file.
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), "")[:200]
+            kind = "" if isinstance(error, (UserWarning, ValueError)) else type(error).__name__
+            raise AdapterError(
+                f"adapter {adapter}: {': '.join(filter(None, (kind, reason)))}"
+            ) from error
 
 
 def register() -> None:

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import pandas as pd
-
-from results.compare import REPORTED_CSV, place_of
+from results.compare import place_of
+from results.reported import KEY_COLUMNS, REPORTED_CSV, read_reported
 
 #: (table, model, method, setting, task, metric), as in reported.csv.
 Key = tuple[str, str, str, str, str, str]
@@ -116,17 +115,14 @@ class Paper:
     """All rows of reported.csv.
 
     Raises:
-        ValueError: A cell is there twice.
+        ValueError: See `results.reported.read_reported`.
     """
 
     def __init__(self) -> None:
-        frame = pd.read_csv(REPORTED_CSV, dtype=str, keep_default_na=False)
-        names = ["table", "model", "method", "setting", "task", "metric"]
-        keys = frame[names].itertuples(index=False, name=None)
-        texts = zip(keys, frame["value"], frame["unit"], strict=True)
-        self.rows = [Printed(n, key, text, unit) for n, (key, text, unit) in enumerate(texts, 2)]
-        if len(self._by_key) != len(self.rows):
-            raise ValueError(f"{REPORTED_CSV}: a cell is there twice")
+        self.rows = [
+            Printed(int(row["line"]), _key(row), row["value"], row["unit"])
+            for row in read_reported(REPORTED_CSV)
+        ]
 
     @cached_property
     def _by_key(self) -> dict[Key, Printed]:
@@ -138,12 +134,16 @@ class Paper:
 
     def like(self, row: Printed, **changes: str) -> Printed | None:
         """The number whose key differs from a row's in these parts."""
-        names = ("table", "model", "method", "setting", "task", "metric")
-        return self.get(tuple((dict(zip(names, row.key, strict=True)) | changes).values()))  # type: ignore[arg-type]
+        return self.get(_key(dict(zip(KEY_COLUMNS, row.key, strict=True)) | changes))
 
     def of(self, *tables: str, metric: str | None = None) -> list[Printed]:
         """The rows of some tables, of one metric or all."""
         return [r for r in self.rows if r.key[0] in tables and metric in (None, r.key[5])]
+
+
+def _key(row: dict[str, str]) -> Key:
+    table, model, method, setting, task, metric = (row[column] for column in KEY_COLUMNS)
+    return table, model, method, setting, task, metric
 
 
 def attainable(row: Printed, examples: int) -> Recomputed:

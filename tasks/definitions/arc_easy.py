@@ -21,7 +21,7 @@ def parse(row: dict[str, Any], default_id: str) -> Example:
 
 
 COLUMNS = {
-    "id": "a non-empty text",
+    "id": "a non-empty text that no other row has",
     "question": "a non-empty text",
     "choices": "an object of two lists of one length, text and label (no label twice)",
     "answerKey": "the label of the right choice",

@@ -28,7 +28,7 @@ TASK = Task(
     train_split="train",
     eval_split="test",
     columns={
-        "id": "a non-empty text",
+        "id": "a non-empty text that no other row has",
         "question_stem": "a non-empty text",
         "choices": "an object of two lists of one length, text and label (no label twice)",
         "answerKey": "the label of the right choice",

@@ -21,6 +21,7 @@ from mixlora import MixLoraConfig
     [
         ("r", 0, "at least 1"),
         ("r", 2.5, "whole number"),
+        ("r", 2**31, "at most 65536"),
         ("r", True, "whole number"),
         ("num_experts", 0, "at least 1"),
         ("top_k", 0, "at least 1"),

@@ -13,7 +13,7 @@ from results.audit import printed
 from results.audit.checks import EVALUATION_ROWS, all_checks
 from results.audit.claims import claims, gains, unlearned
 from results.audit.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed, Recomputed
-from results.compare import REPORTED_CSV
+from results.reported import REPORTED_CSV
 
 
 def row(text: str, line: int = 2, unit: str = "%") -> Printed:

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from results.compare import LONG_COLUMNS, REPORTED_CSV, compare, load_reported
+from results.compare import LONG_COLUMNS, compare, load_reported
 from results.records import RunRecord
+from results.reported import REPORTED_CSV
 from tasks import TASK_NAMES
 
 from .builders import make_record, make_spec
@@ -145,7 +146,7 @@ def test_a_value_that_is_no_number_is_named(tmp_path: Path, monkeypatch: Any) ->
     path = tmp_path / "reported.csv"
     monkeypatch.setattr("results.compare.REPORTED_CSV", path)
     path.write_text(REPORTED_CSV.read_text().replace(",43.2,", ",forty,", 1))
-    with pytest.raises(ValueError, match="row 4, column value: expected a number"):
+    with pytest.raises(ValueError, match="row 4, column value: got 'forty', expected a number"):
         load_reported("1")
     path.write_text("table,model\n1,x\n")
     with pytest.raises(ValueError, match=r"column method, setting, .* is missing"):

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 
 from reproduce import main
-from results.compare import REPORTED_CSV, load_reported
+from results.compare import load_reported
 from results.parameters import count_cell
 from results.presets import get_preset
+from results.reported import REPORTED_CSV
 from results.request import Request
 from results.run import add_adapter, count_parameters
 from results.shapes import SHAPES, build_meta

@@ -119,6 +119,16 @@ GOOD = b'{"goal": "g", "sol1": "a", "sol2": "b", "label": 0}\n'
         (GOOD + b"[1, 2]\n", "row 2: got .* expected columns goal, sol1, sol2, label"),
         (GOOD + b"[" * 200_000 + b"\n", "row 2: .*nested"),
         (GOOD.replace(b"\n", b"") + GOOD, "row 1: not JSON"),
+        (
+            GOOD + b'{"goal": "g", "sol1": "a", "sol2": "b", "label": 0, "label": 1}',
+            "row 2: .*twice",
+        ),
+        (GOOD.replace(b"}", b', "other": NaN}'), "row 1: .*NaN is no JSON"),
+        (GOOD.replace(b"0", b"1" * 5_000), "row 1: not JSON that can be used"),
+        (GOOD.replace(b"0", b"1" * 4_000), "row 1, column label: got 1111"),
+        (GOOD.replace(b"0", b"[" * 900 + b"]" * 900), "row 1"),
+        (GOOD.replace(b'"g"', b'"\\ud800"'), r"row 1, column goal: got '.ud800'"),
+        (b"\xef\xbb\xbf" + GOOD, "row 1: not JSON .*BOM"),
     ],
 )
 def test_broken_lines_are_named(content: bytes, message: str, tmp_path: Path) -> None:
@@ -129,6 +139,17 @@ def test_broken_lines_are_named(content: bytes, message: str, tmp_path: Path) ->
         open_source(tmp_path).load(get_task("piqa"), "validation")
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_second_row_of_an_id_names_both(rows: dict[str, Any], tmp_path: Path) -> None:
+    first, second = rows["arc-e"]
+    path = write_split(tmp_path, "arc-e", ".jsonl", [first, second, second | {"id": " q-1"}])
+    with pytest.raises(DataError) as caught:
+        open_source(tmp_path).load(get_task("arc-e"), "test")
+    assert str(caught.value) == (
+        f"{path}, row 3, column id: got 'q-1', which row 1 has, expected a non-empty text that no "
+        "other row has"
+    )
 
 
 @pytest.mark.parametrize("kind", ["not gzip", "cut", "damaged", "not parquet"])
