@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+from .cluster import run_on_ray
 from .failures import Failure, FailureStore
 from .inputs import InputLoader
 from .packing import make_packs, pack_id
@@ -107,9 +108,6 @@ def execute(
             outcome.records |= done
 
     if waiting:
-        # Here, because it is for whom has the extra.
-        from .cluster import run_on_ray
-
         run = run_on_ray if options.executor == RAY else _run_here
         with Progress(found, asked) as progress:
             for settled in run(waiting, loader, store.output, fresh, options, progress):
