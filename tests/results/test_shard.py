@@ -30,7 +30,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
         for spec, inputs in pack:
             if spec.method == "dora":
                 raise FloatingPointError("training loss is nan at step 3")
-            record = make_record(spec, [0, 1], [0, 1])
+            record = make_record(spec, [0, 1], [0, 1], [0, 1])
             yield RunRecord(**vars(record) | {"fingerprints": inputs.fingerprints})
 
     monkeypatch.setattr("results.run.run_pack", run_pack)
