@@ -1,4 +1,4 @@
-"""MixLoRA under torch's own DDP and FSDP: no unused parameters, and the loss of one process."""
+"""MixLoRA under torch's own DDP: no unused parameters, and the loss of one process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
 from peft import LoraConfig, get_peft_model
 from torch.nn.parallel import DistributedDataParallel
 
@@ -99,3 +101,12 @@ def test_a_shared_balance_needs_the_number_of_all_tokens() -> None:
     ):
         model(input_ids=IDS, labels=IDS)
     model(input_ids=IDS, labels=IDS)
+
+
+def test_accelerate_reads_the_example_for_fsdp() -> None:
+    config: Any = load_config_from_file(str(ROOT / "examples" / "fsdp.yaml"))
+    assert config.distributed_type == DistributedType.FSDP
+    settings = config.fsdp_config
+    assert settings["fsdp_version"] == 2
+    layer = settings["fsdp_transformer_layer_cls_to_wrap"]
+    assert layer in {type(module).__name__ for module in make_model().modules()}
