@@ -27,9 +27,16 @@ CONFIGS: dict[str, Any] = {
         task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "up_proj"], use_dora=True
     ),
     # 16 experts for 12 tokens of a process: some get none.
-    "mixlora": MixLoraConfig(task_type="CAUSAL_LM", r=2, num_experts=16, router_aux_loss_coef=0.5),
+    "mixlora": MixLoraConfig(
+        task_type="CAUSAL_LM", r=2, lora_dropout=0.0, num_experts=16, router_aux_loss_coef=0.5
+    ),
     "mixdora": MixLoraConfig(
-        task_type="CAUSAL_LM", r=2, num_experts=16, router_aux_loss_coef=0.5, use_dora=True
+        task_type="CAUSAL_LM",
+        r=2,
+        lora_dropout=0.0,
+        num_experts=16,
+        router_aux_loss_coef=0.5,
+        use_dora=True,
     ),
 }
 IDS = torch.arange(24).reshape(4, 6) % 29
