@@ -51,5 +51,5 @@ $(VENV)/.harness: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) '.[harness,ray,test,lint]'
+	$(INSTALL) '.[harness,test,lint]'
 	touch $@ $(VENV)/.harness
