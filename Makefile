@@ -34,6 +34,7 @@ lint: $(VENV)/.dev
 
 # Where its service can be reached; it says so where not.
 audit: $(VENV)/.dev
+	$(INSTALL) '.[audit]'
 	$(BIN)/python -m tests.audit_pins
 
 check: lint test audit

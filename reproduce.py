@@ -9,6 +9,9 @@
 Looks the table up, has it list its cells, run those that have no record, and render. Exit status:
 0, 1 if a cell failed or a result could not be written, 2 for a mistake in what was asked, 130 and
 143 if Ctrl-C or SIGTERM stopped it.
+
+Started by ``torchrun`` or ``accelerate launch`` it is several processes that train a cell together:
+the first does as above, the others follow it.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from results import processes
 from results.record_files import OutputError, check_writable
 from results.redact import redacted
 from results.stopping import Stopped, stoppable
@@ -29,19 +33,31 @@ from results.weights import DTYPES
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     try:
-        with stoppable():
-            return _run(arguments)
+        with stoppable(), processes.joined() as follows:
+            if not follows:
+                return _run(arguments)
+            # Here, because it loads torch.
+            from results.follow import follow
+
+            follow()
+            return 0
     # Everything within raises ValueError for a user's mistake only: what goes wrong inside a cell
     # stays in the outcome.
     except ValueError as error:
-        print(_one_line(f"reproduce.py: {redacted(str(error))}"), file=sys.stderr)
+        _say(f"reproduce.py: {redacted(str(error))}")
         return 2
-    except OutputError as error:
-        print(_one_line(f"reproduce.py: {error}; {_how_to_go_on(arguments)}"), file=sys.stderr)
+    except (OutputError, processes.ProcessLost) as error:
+        _say(f"reproduce.py: {error}; {_how_to_go_on(arguments)}")
         return 1
     except Stopped as stop:
-        print(f"stopped by {stop}; {_how_to_go_on(arguments)}", file=sys.stderr)
+        _say(f"stopped by {stop}; {_how_to_go_on(arguments)}")
         return 128 + stop.signal
+
+
+def _say(line: str) -> None:
+    # By one for all processes; in one line, though names of files can hold anything but NUL.
+    if processes.rank() == 0:
+        print(" ".join(line.splitlines()), file=sys.stderr)
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -62,11 +78,6 @@ def _run(arguments: list[str] | None) -> int:
         paths.append(write_report(options.output))
     print("written: " + ", ".join(map(str, paths)), file=sys.stderr)
     return 1 if rendered.failed else 0
-
-
-def _one_line(message: str) -> str:
-    # Names of files and options can hold anything but NUL.
-    return " ".join(message.splitlines())
 
 
 def _how_to_go_on(arguments: list[str] | None) -> str:

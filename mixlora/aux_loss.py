@@ -8,6 +8,8 @@ that window makes the recomputation of gradient checkpointing harmless.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,9 +17,10 @@ from torch import Tensor, nn
 
 from .layer import MixLoraFfn
 from .packed import PACKING, Packing, own_num_items
-from .router import RouterTap, load_balancing_loss, z_loss
+from .router import AddUp, RouterTap, load_balancing_loss, z_loss
 
 _TAP = "_mixlora_router_tap"
+_ADD_UP = "_mixlora_add_up"
 _BY_ROW = ("attention_mask", "labels", "shift_labels")
 
 
@@ -32,6 +35,9 @@ def install_aux_loss(model: nn.Module) -> None:
     scored tokens, so that the accumulated value is their mean.
 
     In a packed batch every adapter has an auxiliary loss of its own, over its own rows.
+
+    Under data parallelism (DDP, FSDP) each process balances its own rows, weighted likewise; for
+    the loss of the whole batch see `balanced_over`.
 
     A forward in training whose caller makes a loss of his own out of log-probabilities (TRL's
     trainers do) raises a ValueError, as he would train without the auxiliary loss.
@@ -82,6 +88,28 @@ def install_aux_loss(model: nn.Module) -> None:
     model.register_forward_hook(after, with_kwargs=True)
 
 
+@contextmanager
+def balanced_over(model: Any, add_up: AddUp) -> Iterator[None]:
+    """While this lasts, the auxiliary loss is that of a batch whose rows several processes share.
+
+    Each computes its part, and the parts add up to what one process would have for all rows; so
+    do their gradients. So sum gradients over the processes; do not average them.
+
+    Args:
+        model: With MixLoRA adapters, in PEFT's wrapping or not. Its forwards must be given
+            ``num_items_in_batch``, the number of scored tokens of all processes, and every process
+            must run as many, with the same adapters.
+        add_up: Sums a tensor over the processes, as ``torch.distributed.all_reduce`` does; called
+            during each forward that computes a loss.
+    """
+    inner = model.get_base_model() if hasattr(model, "peft_type") else model
+    setattr(inner, _ADD_UP, add_up)
+    try:
+        yield
+    finally:
+        delattr(inner, _ADD_UP)
+
+
 def _labels(arguments: dict[str, Any]) -> Tensor | None:
     labels = arguments.get("shift_labels")
     return arguments.get("labels") if labels is None else labels
@@ -102,6 +130,7 @@ def _aux_loss(
         arguments: Of the forward.
     """
     packing = getattr(model, PACKING, None)
+    add_up: AddUp | None = getattr(model, _ADD_UP, None)
     total: Tensor | None = None
     for adapter_name, logits in kept.items():
         config = model.peft_config[adapter_name]
@@ -118,7 +147,7 @@ def _aux_loss(
         if mask is not None:
             mask = mask.to(device).repeat(len(logits))
         every = torch.cat([layer.to(device) for layer in logits])
-        loss = _router_loss(config, every, mask) * _share_of_batch(own)
+        loss = _router_loss(config, every, mask, add_up) * _share_of_batch(own, add_up)
         total = loss if total is None else total + loss
         if packing is not None and adapter_name in packing.losses:
             packing.losses[adapter_name] = packing.losses[adapter_name] + loss.detach()
@@ -129,13 +158,13 @@ def _has_z_loss(config: Any) -> bool:
     return config.routing == "switch" and config.router_z_loss_coef > 0
 
 
-def _router_loss(config: Any, logits: Tensor, mask: Tensor | None) -> Tensor:
+def _router_loss(config: Any, logits: Tensor, mask: Tensor | None, add_up: AddUp | None) -> Tensor:
     """The losses of an adapter's kind of routing, by their coefficients."""
     top_k = 1 if config.routing == "switch" else config.top_k
     top_p = config.top_p if config.routing == "top_p" else None
-    loss = config.router_aux_loss_coef * load_balancing_loss(logits, top_k, mask, top_p)
+    loss = config.router_aux_loss_coef * load_balancing_loss(logits, top_k, mask, top_p, add_up)
     if _has_z_loss(config):
-        loss = loss + config.router_z_loss_coef * z_loss(logits, mask)
+        loss = loss + config.router_z_loss_coef * z_loss(logits, mask, add_up)
     return loss
 
 
@@ -171,12 +200,17 @@ def token_mask(attention_mask: Tensor | None, num_tokens: int) -> Tensor | None:
     return attention_mask[:, -length:].reshape(-1).bool()
 
 
-def _share_of_batch(arguments: dict[str, Any]) -> Tensor | float:
+def _share_of_batch(arguments: dict[str, Any], add_up: AddUp | None) -> Tensor | float:
     num_items = arguments.get("num_items_in_batch")
     if num_items is None:
+        if add_up is not None:
+            raise ValueError("balanced_over: a forward needs num_items_in_batch, of all processes")
         return 1.0
     if arguments.get("shift_labels") is not None:
         scored = arguments["shift_labels"]
     else:
         scored = arguments["labels"][..., 1:]
-    return (scored != -100).sum() / num_items
+    number = (scored != -100).sum()
+    if add_up is not None:
+        number = add_up(number.float().view(1)).squeeze()
+    return number / num_items

@@ -9,6 +9,7 @@ Shape legend: T tokens, D hidden size, E experts, K selections per token.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 
 #: Which router a `MixLoraConfig` may ask for.
 ROUTINGS = ("top_k", "top_p", "switch")
+
+#: Sums a tensor, element by element, over the processes that share a batch; without a gradient.
+AddUp = Callable[[Tensor], Tensor]
 
 
 class Routing(NamedTuple):
@@ -191,7 +195,11 @@ class RouterTap:
 
 
 def load_balancing_loss(
-    logits: Tensor, top_k: int, token_mask: Tensor | None = None, top_p: float | None = None
+    logits: Tensor,
+    top_k: int,
+    token_mask: Tensor | None = None,
+    top_p: float | None = None,
+    add_up: AddUp | None = None,
 ) -> Tensor:
     """``E * sum_i F_i P_i`` over all tokens given; uniform top-k routing gives K.
 
@@ -205,6 +213,9 @@ def load_balancing_loss(
             paper counts only the first.
         token_mask: (N,) bool, False for padding; None counts every token.
         top_p: Count what `TopPRouter` takes instead.
+        add_up: Where processes share the tokens. The value is then this process's part: F_i is
+            over the tokens of all, P_i the sum over its own divided by the number of all, so that
+            the parts, and their gradients, add up to the loss of all tokens.
 
     Returns:
         Scalar in the dtype of logits.
@@ -219,30 +230,48 @@ def load_balancing_loss(
     else:
         _, selected, taken = rank_to_p(probabilities, top_p)
         chosen = torch.zeros_like(probabilities).scatter(-1, selected, taken.to(logits.dtype))
-    share, probability = _means(token_mask, chosen, probabilities)
+    if add_up is None:
+        share, probability = _means(token_mask, chosen, probabilities)
+    else:
+        (times, sums), count = _sums(token_mask, chosen, probabilities)
+        every = add_up(torch.cat([times, count.view(1)]))
+        total = every[-1].clamp(min=1.0)
+        share, probability = every[:-1] / total, sums / total
     return num_experts * (share * probability).sum()
 
 
-def z_loss(logits: Tensor, token_mask: Tensor | None = None) -> Tensor:
+def z_loss(logits: Tensor, token_mask: Tensor | None = None, add_up: AddUp | None = None) -> Tensor:
     """The mean squared log-sum-exp of the router's logits (N, E), which keeps them small.
 
     Args:
         logits: As for `load_balancing_loss`.
         token_mask: Likewise.
+        add_up: Likewise: the value is this process's part of the mean.
 
     Returns:
         Scalar in the dtype of logits.
 
     Source: ST-MoE, arXiv 2202.08906 eq. 5.
     """
-    return _means(token_mask, logits.logsumexp(dim=-1, keepdim=True).square())[0].sum()
+    squares = logits.logsumexp(dim=-1, keepdim=True).square()
+    if add_up is None:
+        return _means(token_mask, squares)[0].sum()
+    (own,), count = _sums(token_mask, squares)
+    return (own / add_up(count.view(1)).clamp(min=1.0)).sum()
 
 
 def _means(token_mask: Tensor | None, *values: Tensor) -> list[Tensor]:
     """The mean of each over the tokens, (N, ...) -> (...)."""
     if token_mask is None:
         return [each.mean(dim=0) for each in values]
-    mask = token_mask.to(values[0].dtype).unsqueeze(-1)
+    sums, count = _sums(token_mask, *values)
     # A batch of padding alone has no balance to speak of: its loss is 0, not 0 / 0.
-    count = mask.sum().clamp(min=1.0)
-    return [(each * mask).sum(dim=0) / count for each in values]
+    return [each / count.clamp(min=1.0) for each in sums]
+
+
+def _sums(token_mask: Tensor | None, *values: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The sum of each over the tokens, (N, ...) -> (...), and the number of tokens."""
+    if token_mask is None:
+        return [each.sum(dim=0) for each in values], values[0].new_tensor(len(values[0]))
+    mask = token_mask.to(values[0].dtype).unsqueeze(-1)
+    return [(each * mask).sum(dim=0) for each in values], mask.sum()

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from tasks.names import choose
 from tasks.prompts import load_templates
 from tasks.sources import open_source
 
+from . import processes
 from .cell_options import add_cell_options
 from .command_line import chosen, name_list
 from .compare import compare
@@ -20,10 +22,10 @@ from .layout import TableLayout
 from .presets import get_preset
 from .quantise import check_quantize
 from .records import RecordStore, RunRecord
-from .render import render
+from .render import NOT_RUN, render
 from .rendered import Rendered
 from .request import Request
-from .spec import RunOptions, RunSpec
+from .spec import EXECUTORS, LOCAL, RunOptions, RunSpec
 from .verify import render_verified, verify
 from .weights import MODELS, resolve, resolve_device
 
@@ -80,7 +82,9 @@ class AccuracyTable(TableLayout):
         count = options.verify
         if count is not None and (count < 1 or options.render_only):
             raise ValueError(f"verify is {count}: expected at least 1, and no --render-only")
+        _check_placement(options)
         request = _request(self, options)
+        processes.check_training(request.preset.train, request.device)
         known = [setting.name for setting in self.settings]
         wanted = {*chosen("setting", options.settings, known), self.main}
         settings = tuple(setting for setting in self.settings if setting.name in wanted)
@@ -157,6 +161,9 @@ class AccuracyPlan:
             packed=options.packed,
             checkpoint_steps=preset.checkpoint_steps if steps is None else steps,
             auto_batch=options.auto_batch,
+            shard=options.shard,
+            executor=options.executor,
+            cpus_per_cell=options.cpus_per_cell,
         )
 
     def _loader(self) -> InputLoader:
@@ -189,6 +196,15 @@ class AccuracyPlan:
             if cell in outcome.failed
             for task in cell.eval_tasks
         }
+        # A pack's companions are no part of a cell in a table.
+        not_run = {dataclasses.replace(spec, packed_with=()) for spec in outcome.not_run}
+        statuses |= {
+            (cell.model, cell.method, name, task): NOT_RUN
+            for name, cells in self.by_setting.items()
+            for cell in cells
+            if cell in not_run
+            for task in cell.eval_tasks
+        }
         table, tasks = self.table, self.request.tasks
         frame = compare(by_setting, table.main, table.paper_tables, tasks, table.tasks)
         lines = {(cell.method, name) for name, cells in self.by_setting.items() for cell in cells}
@@ -200,6 +216,20 @@ class AccuracyPlan:
         # A cell is the same one whatever others it was trained together with.
         alone = {dataclasses.replace(spec, packed_with=()): what for spec, what in found.items()}
         return {cell: alone[cell] for cell in self.cells if cell in alone}
+
+
+def _check_placement(options: argparse.Namespace) -> None:
+    """See that where cells are to be run is a place, and one only."""
+    choose("executor", options.executor, EXECUTORS)
+    cpus, alone = options.cpus_per_cell, options.executor == LOCAL and options.shard[1] == 1
+    if cpus is not None and (cpus < 1 or options.executor == LOCAL):
+        raise ValueError(f"cpus-per-cell is {cpus}: expected at least 1, and --executor ray")
+    if options.verify is not None and not alone:
+        raise ValueError("--verify draws from all stored cells: no --shard and no --executor ray")
+    if options.executor != LOCAL:
+        processes.one_only(f"--executor {options.executor}")
+    if options.packed > 1:
+        processes.one_only(f"--packed {options.packed}")
 
 
 def _request(table: AccuracyTable, options: argparse.Namespace) -> Request:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from tasks.base import SCORINGS
@@ -12,7 +13,7 @@ from .presets import PRESETS
 from .quantise import QUANTIZATIONS
 from .quirks import PROTOCOLS, QUIRKS
 from .request import FORWARDS
-from .spec import EVALUATORS, OWN
+from .spec import EVALUATORS, EXECUTORS, LOCAL, OWN
 
 
 def add_cell_options(parser: argparse.ArgumentParser) -> None:
@@ -113,3 +114,29 @@ def add_cell_options(parser: argparse.ArgumentParser) -> None:
         help="train up to N cells together, MixLoRA's or MixDoRA's of the same model and "
         "settings (default 1: each alone)",
     )
+    add(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="run every N-th cell (pack) from the I-th on, as one of N jobs of an array",
+    )
+    add(
+        "--executor",
+        default=LOCAL,
+        help=f"{' or '.join(EXECUTORS)}: cells as tasks of the Ray cluster of RAY_ADDRESS, or of "
+        "one started here; each with a GPU where the device is cuda (default local)",
+    )
+    add(
+        "--cpus-per-cell",
+        type=int,
+        metavar="N",
+        help="CPUs and threads of a cell that Ray runs (default: as many threads as here)",
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, as 1/4")
+    return int(match[1]), int(match[2])

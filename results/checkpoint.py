@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from . import processes
 from .failures import first_line
 from .record_files import atomic_file, remove_remains
 
@@ -60,15 +61,22 @@ class Checkpoint:
         return self.every > 0 and (step % self.every == 0 or step == steps)
 
     def save(self, step: int, model: nn.Module, optimizer: Any, device: torch.device) -> None:
-        """Write everything that the steps after this one depend on; if it fails, that is said."""
+        """Write everything that the steps after this one depend on; if it fails, that is said.
+
+        Of several processes all must be in that step; the first one writes.
+        """
+        random, *others_random = processes.gathered(_random_state(device))
         state = {
             "made_by": dict(self.made_by),
             "step": step,
             "weights": {n: p.detach() for n, p in model.named_parameters() if p.requires_grad},
             "optimizer": optimizer.state_dict(),
-            "random": _random_state(device),
+            "random": random,
+            "random of the other processes": others_random,
             "others": {name: other.state_dict() for name, other in self.others.items()},
         }
+        if processes.rank():
+            return
         try:
             remove_remains(self.path)
             with atomic_file(self.path) as file:
@@ -80,6 +88,9 @@ class Checkpoint:
 
     def load(self) -> dict[str, Any] | None:
         """What was saved last; None without it, or if it cannot be used, which is said."""
+        return processes.from_first(self._load)
+
+    def _load(self) -> dict[str, Any] | None:
         state = read(self.path)
         if state is not None and state["made_by"] != self.made_by:
             _discard(self.path, "made by other versions or hardware, or in other batches")
@@ -122,9 +133,12 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     """Have the next random numbers be those that came after the checkpoint."""
-    torch.set_rng_state(state["random"]["cpu"])
+    random = state["random"]
+    if processes.rank():
+        random = state["random of the other processes"][processes.rank() - 1]
+    torch.set_rng_state(random["cpu"])
     if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state["random"][device.type])
+        torch.get_device_module(device).set_rng_state(random[device.type])
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import processes
 from .rendered import Rendered
 
 
@@ -27,7 +28,12 @@ class ComputedTable:
         """It has none of its own."""
 
     def plan(self, options: argparse.Namespace) -> ComputedTable:
-        """Itself: nothing about it can be chosen."""
+        """Itself: nothing about it can be chosen.
+
+        Raises:
+            ValueError: This is one of several processes.
+        """
+        processes.one_only(f"table {self.name}")
         return self
 
     def listing(self) -> list[str]:

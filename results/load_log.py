@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from torch import Tensor
+
 from mixlora import ExpertLoad
 
+from . import processes
 from .spec import RunSpec
 
 
@@ -17,7 +20,7 @@ def counting(model: Any, spec: RunSpec) -> AbstractContextManager[ExpertLoad | N
 
 
 class LoadLog:
-    """Takes the counts ten times over a training, and at its end.
+    """Takes the counts ten times over a training, and at its end, of all processes together.
 
     Args:
         load: Counting now.
@@ -34,14 +37,23 @@ class LoadLog:
     def on_step(self, step: int, steps: int) -> None:
         """Take the counts if it is time."""
         if step % max(1, steps // 10) == 0 or step == steps:
-            for name, counts in self._load.take().items():
+            for name, counts in _total(self._load.take()).items():
                 self.entries[name].append({"step": step, "counts": counts.tolist()})
 
     def state_dict(self) -> dict[str, Any]:
         """What was taken, and what has been counted since."""
-        return {"entries": self.entries, "counts": self._load.counts}
+        return {"entries": self.entries, "counts": _total(self._load.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
         self.entries = state["entries"]
-        self._load.counts = state["counts"]
+        # From here on the first process has what all had counted.
+        self._load.counts = {} if processes.rank() else state["counts"]
+
+
+def _total(counts: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of all processes, of which one that had no rows has no counts."""
+    own: dict[str, Tensor] = {}
+    for each in processes.gathered(counts):
+        own |= {name: own[name] + more if name in own else more for name, more in each.items()}
+    return own

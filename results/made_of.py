@@ -67,7 +67,8 @@ def provenance_of(asked: TableLayout, request: Request, outcome: Outcome) -> dic
         "hardware": distinct(record.provenance["hardware"] for record in records),
         "seconds": round(sum(sum(record.seconds.values()) for record in records), 1),
         "cells": f"{len(records)} done, {len(outcome.failed)} failed, "
-        f"{len(outcome.unavailable)} unavailable",
+        f"{len(outcome.unavailable)} unavailable"
+        + (f", {len(outcome.not_run)} not run" if outcome.not_run else ""),
     }
     return facts
 

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from . import processes
+
 _PACKAGES = (
     "torch",
     "transformers",
@@ -42,6 +44,8 @@ def collect(device: str, device_name: str, num_threads: int) -> dict[str, Any]:
             "cpu_count": os.cpu_count(),
             "num_threads": num_threads,
             "platform": f"{platform.system()} {platform.machine()}",
+            # Rounding depends on it too, and the dropout masks.
+            **({"processes": processes.count()} if processes.count() > 1 else {}),
         },
     }
 

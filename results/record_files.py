@@ -39,6 +39,11 @@ class OutputError(OSError):
 
     def __init__(self, path: Path, error: OSError) -> None:
         super().__init__(f"cannot write {path}: {error.strerror or error}")
+        self._of = (path, error)
+
+    def __reduce__(self) -> tuple[type[OutputError], tuple[Path, OSError]]:
+        """Pickled, to come back from a node of a cluster."""
+        return type(self), self._of
 
 
 @contextmanager

@@ -39,6 +39,8 @@ from .spec import OWN
 from .stats import COLLAPSED_SHARE
 
 COLLAPSED_MARK = "†"
+#: What stands where a cell is another shard's, and not done.
+NOT_RUN = "not run"
 _SIGNIFICANT = 0.05
 
 
@@ -58,7 +60,8 @@ def render(
         lines: The (method, setting) that have cells.
         outcome: What became of its cells.
         frame: `compare.compare`'s numbers.
-        statuses: (model, method, setting, task) -> "failed" or "OOM", of the cells that failed.
+        statuses: (model, method, setting, task) -> "failed", "OOM" or "not run", of the cells that
+            failed or are left to other shards.
     """
     provenance = provenance_of(asked, request, outcome)
     grid = _Grid(frame, asked, request, lines, statuses)
@@ -91,7 +94,7 @@ class _Grid:
         asked: Which table.
         request: What was asked for.
         asked_lines: The (method, setting) that have cells.
-        statuses: (model, method, setting, task) -> how it failed.
+        statuses: (model, method, setting, task) -> how it failed, or that it was not run.
     """
 
     def __init__(
@@ -295,4 +298,6 @@ def _notes(request: Request, outcome: Outcome) -> list[str]:
         notes.append("accuracies are means over seeds; s: standard deviation over them, in points")
     notes += [f"unavailable: {spec.title}: {why}" for spec, why in outcome.unavailable.items()]
     notes += [str(failure) for failure in outcome.failed.values()]
+    if outcome.not_run:
+        notes.append(f"{NOT_RUN}: {len(outcome.not_run)} cells of other shards")
     return [bullets(notes)]

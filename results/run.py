@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,10 +25,11 @@ from mixlora.magnitudes import reset_magnitudes
 from mixlora.quantised import prepare_quantised
 from tasks.encoding import encode_training
 
-from . import provenance
+from . import processes, provenance
 from .batches import TrainingSet
 from .checkpoint import Checkpoint
 from .checkpoint import read as read_checkpoint
+from .failures import first_line
 from .inputs import CellInputs, made_from
 from .load_log import LoadLog, counting
 from .memory import BatchTooLarge, naming_out_of_memory, release_memory
@@ -83,6 +85,8 @@ def run_pack(
 ) -> Iterator[RunRecord]:
     """Run a pack of cells from the model's weights to their records.
 
+    Of several processes the first has the others train with it, and scores alone.
+
     Args:
         cells: What to run on what: a cell alone, or those that `packing.make_packs` put together.
         wanted: The cells to be scored; all are trained.
@@ -96,24 +100,31 @@ def run_pack(
 
     Raises:
         FloatingPointError: A loss or score is not finite.
+        OtherProcessFailed: Training failed in another process.
         OutOfMemory: Memory ran out.
+        ProcessLost: Another process is gone.
         mixlora.effect.NoEffectError: An adapter does nothing to the prompts.
         ValueError: Prompts and tokenizer do not fit the scoring.
     """
     first = cells[0][0]
+    if processes.rank() == 0 and first.method != BASE:
+        processes.tell((cells, options, checkpoint))
     train = first.train
     if options.auto_batch and train is not None and checkpoint is not None:
         train = _as_in(checkpoint, train)
     while True:
         try:
-            tuned = _tuned(cells, train, report, options, checkpoint)
+            with processes.together() if first.method != BASE else nullcontext():
+                tuned = _tuned(cells, train, report, options, checkpoint)
             break
         except BatchTooLarge as error:
             if not options.auto_batch or train is None or train.micro_batch_size == 1:
                 raise
             train = dataclasses.replace(train, accumulation=2 * train.accumulation)
             what = f"micro-batches of {train.micro_batch_size}"
-            tqdm.write(f"{first.title}: {error}; begun again with {what}", file=sys.stderr)
+            if processes.rank() == 0:
+                said = f"{first.title}: {first_line(error)}; begun again with {what}"
+                tqdm.write(said, file=sys.stderr)
         # The exception is gone by now, and with it what its frames held.
         release_memory()
     model, clock, training = tuned.model, tuned.clock, tuned.training
@@ -275,7 +286,8 @@ def _made_by(spec: RunSpec, train: TrainSettings) -> dict[str, Any]:
 
 def _as_in(checkpoint: Path, train: TrainSettings) -> TrainSettings:
     """The settings with the micro-batches of the checkpoint, where there is one."""
-    state = read_checkpoint(checkpoint)
+    with processes.together():
+        state = processes.from_first(lambda: read_checkpoint(checkpoint))
     if state is None:
         return train
     return dataclasses.replace(train, accumulation=state["made_by"]["accumulation"])

@@ -15,6 +15,10 @@ RESULTS_VERSION = 3
 OWN, LM_EVAL = "own", "lm-eval"
 EVALUATORS = (OWN, LM_EVAL)
 
+#: Where cells are run: in this process, one after the other, or as tasks of a Ray cluster.
+LOCAL, RAY = "local", "ray"
+EXECUTORS = (LOCAL, RAY)
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -146,12 +150,19 @@ class RunOptions:
         checkpoint_steps: Steps after which a training's state is written; 0 for never.
         auto_batch: Where a training runs out of memory, begin it again with micro-batches of half
             the rows and twice as many of them, down to one row. See `TrainSettings.accumulation`.
+        shard: (i, n) to run every n-th pack from the i-th on, counted from 1.
+        executor: "local" or "ray".
+        cpus_per_cell: CPUs, and torch's threads, of a pack that Ray runs; None for as many threads
+            as torch has in this process. Rounding depends on it.
     """
 
     gradient_checkpointing: bool = False
     packed: int = 1
     checkpoint_steps: int = 0
     auto_batch: bool = False
+    shard: tuple[int, int] = (1, 1)
+    executor: str = LOCAL
+    cpus_per_cell: int | None = None
 
 
 @dataclass(frozen=True)

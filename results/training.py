@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from . import data_parallel, processes
 from .batches import StepCollator, TrainingSet, joint_steps
 from .checkpoint import Checkpoint, restore_random_state
 from .memory import BatchTooLarge, naming_out_of_memory
@@ -22,18 +23,23 @@ class _StepTrainer(Trainer):
     """A Trainer whose data set's items are whole optimiser steps, as `StepCollator` makes them.
 
     The Trainer's own accumulation would count micro-batches and scored tokens over all adapters
-    together, of which each may have numbers of its own.
+    together, of which each may have numbers of its own. Of several processes each computes its
+    part of a step (`data_parallel`).
 
     Args:
         losses: Adapter name -> the loss of each of its steps, those that are done; added to.
         done: Steps that are done, before those of the data set.
+        settings: How a step is divided.
         **kwargs: Of `Trainer`.
     """
 
-    def __init__(self, losses: dict[str, list[float]], done: int, **kwargs: Any) -> None:
+    def __init__(
+        self, losses: dict[str, list[float]], done: int, settings: TrainSettings, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.losses = losses
         self.done = done
+        self.settings = settings
         self._shape: tuple[int, ...] = (0, 0)
 
     @property
@@ -52,8 +58,9 @@ class _StepTrainer(Trainer):
             FloatingPointError: A loss is not finite.
         """
         model.train()
+        device = self.args.device
         losses: dict[str, list[Tensor]] = defaultdict(list)
-        for micro_batch in inputs["micro_batches"]:
+        for micro_batch in data_parallel.own_part(inputs["micro_batches"], self.settings, device):
             self._shape = micro_batch["input_ids"].shape
             outputs = model(**self._prepare_inputs(micro_batch))
             self.accelerator.backward(outputs.loss)
@@ -64,9 +71,12 @@ class _StepTrainer(Trainer):
             for name, loss in own.items():
                 losses[name].append(loss)
 
-        total = torch.zeros((), device=self.args.device)
-        for name, parts in losses.items():
-            loss = torch.stack(parts).sum()
+        data_parallel.add_up_gradients(model.parameters())
+        total = torch.zeros((), device=device)
+        # A packed adapter may have no rows in a step; of several processes one may have none.
+        for name in losses if processes.count() == 1 else self.losses:
+            parts = losses[name] or [torch.zeros_like(total)]
+            loss = processes.add_up(torch.stack(parts).sum())
             value = loss.item()
             if not math.isfinite(value):
                 whose = f" of {name}" if len(self.losses) > 1 else ""
@@ -101,6 +111,7 @@ class _Progress(TrainerCallback):
         self.done = 0 if state is None else state["step"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        data_parallel.draw_apart(args.seed)
         if self.state is not None:
             kwargs["optimizer"].load_state_dict(self.state["optimizer"])
 
@@ -206,6 +217,7 @@ def fine_tune(
         trainer = _StepTrainer(
             losses.by_adapter,
             done,
+            settings,
             model=model,
             args=arguments,
             train_dataset=steps,
@@ -213,7 +225,9 @@ def fine_tune(
             callbacks=[_Progress(on_step, checkpoint, state, device)],
         )
         trainer.remove_callback(PrinterCallback)
-        with naming_out_of_memory(lambda: f"training {trainer.place}", BatchTooLarge):
+        data_parallel.begin_alike(model)
+        place = naming_out_of_memory(lambda: f"training {trainer.place}", BatchTooLarge)
+        with place, data_parallel.balance(model, settings):
             trainer.train()
     return _facts(sets, losses.by_adapter, settings)
 

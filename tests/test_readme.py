@@ -14,6 +14,12 @@ from reproduce import parse_arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+#: Ways to start the command line; torchrun and accelerate start it several times.
+REPRODUCE = (
+    "python reproduce.py",
+    "torchrun --nproc_per_node 8 reproduce.py",
+    "accelerate launch --num_processes 2 --cpu --mixed_precision no reproduce.py",
+)
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
@@ -31,10 +37,13 @@ def commands(program: str) -> list[list[str]]:
 
 def test_there_are_commands_to_check() -> None:
     assert len(commands("python reproduce.py")) >= 4
+    assert all(commands(program) for program in REPRODUCE)
     assert ["reproduce"] in commands("make") and ["test"] in commands("make")
 
 
-@pytest.mark.parametrize("arguments", commands("python reproduce.py"), ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [each for program in REPRODUCE for each in commands(program)], ids=" ".join
+)
 def test_reproduce_commands_parse(arguments: list[str]) -> None:
     table, options = parse_arguments(arguments)
     assert len(table.plan(options).listing()) > 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from results import processes
 from results.command_line import chosen, name_list
 from results.failures import FAILED, OOM
 from results.rendered import Rendered, distinct
@@ -56,8 +57,10 @@ class MeasuredTable(Generic[Part]):
         """The measurements of a command line.
 
         Raises:
-            ValueError: A name is unknown, a number out of range, or the device not there.
+            ValueError: A name is unknown, a number out of range, the device not there, or this is
+                one of several processes.
         """
+        processes.one_only(f"table {self.name}")
         request = MeasureRequest.make(options, self.defaults)
         parts = [self.parts[name] for name in chosen(self.kind, options.parts, tuple(self.parts))]
         specs = list(dict.fromkeys(self.measurements(request, parts)))

@@ -160,7 +160,7 @@ def test_what_another_process_has_settled_meanwhile_is_taken_over(
         FailureStore(tmp_path).save(dora, prints, OutOfMemory("elsewhere"))
         return locks.taken(path)
 
-    monkeypatch.setattr("results.executor.taken", taken)
+    monkeypatch.setattr("results.work.taken", taken)
     outcome = execute(wanted, loader(), store, fresh=fresh)
     assert ran == [] and outcome.computed == 0
     assert outcome.records[lora].tasks["piqa"].predictions == [1, 1]

@@ -1,0 +1,60 @@
+"""What a run shows of its cells: a bar in a terminal, in a log one line a pack."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+
+from tqdm import tqdm
+
+from .work import Settled, Work
+
+
+class Progress:
+    """Shows how far a run is, while its block lasts.
+
+    Args:
+        done: Cells that were done before.
+        total: All cells that are asked for.
+    """
+
+    def __init__(self, done: int, total: int) -> None:
+        self._total = total
+        self._settled = done
+        self._bar = tqdm(total=total, initial=done, unit="cell", dynamic_ncols=True, disable=None)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def begin(self, work: Work) -> None:
+        """A pack is about to be run."""
+        self._bar.set_description(work.title)
+        if self._bar.disable:
+            line = f"cell {self._settled + 1}/{self._total}: {work.title}"
+            print(line, file=sys.stderr, flush=True)
+
+    def report(self, text: str) -> None:
+        """How far a pack is."""
+        self._bar.set_postfix_str(text)
+
+    def say_waiting(self, busy: Sequence[Work]) -> None:
+        """Nothing is left but what other processes run."""
+        count = sum(len(work.ids) for work in busy)
+        tqdm.write(f"waiting: another process runs {count} cells", file=sys.stderr)
+
+    def end(self, settled: Settled) -> None:
+        """A pack is done."""
+        for failure in settled.failed.values():
+            tqdm.write(str(failure), file=sys.stderr)
+        new = len(settled.records) + len(settled.failed)
+        self._settled += new
+        self._bar.update(new)

@@ -1,0 +1,119 @@
+"""MixLoRA under torch's own DDP: no unused parameters, and the loss of one process."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from peft import LoraConfig, get_peft_model
+from torch.nn.parallel import DistributedDataParallel
+
+from mixlora import MixLoraConfig
+from mixlora.aux_loss import balanced_over
+
+from .models import make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS: dict[str, Any] = {
+    "lora": LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "up_proj"]),
+    "dora": LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "up_proj"], use_dora=True
+    ),
+    # 16 experts for 12 tokens of a process: some get none.
+    "mixlora": MixLoraConfig(
+        task_type="CAUSAL_LM", r=2, lora_dropout=0.0, num_experts=16, router_aux_loss_coef=0.5
+    ),
+    "mixdora": MixLoraConfig(
+        task_type="CAUSAL_LM",
+        r=2,
+        lora_dropout=0.0,
+        num_experts=16,
+        router_aux_loss_coef=0.5,
+        use_dora=True,
+    ),
+}
+IDS = torch.arange(24).reshape(4, 6) % 29
+
+
+def tuned(method: str) -> Any:
+    torch.manual_seed(0)
+    model: Any = get_peft_model(make_model(), CONFIGS[method])
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model.train()
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {
+        n.removeprefix("module."): p.grad for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+def add_up(values: torch.Tensor) -> torch.Tensor:
+    total = values.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def step(rank: int, port: int, folder: str) -> None:
+    """Two steps of half the rows; the second notices parameters that the first left out."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    found = {}
+    own = IDS.chunk(2)[rank]
+    for method in CONFIGS:
+        model = DistributedDataParallel(tuned(method), find_unused_parameters=False)
+        with balanced_over(model.module, add_up):
+            for _ in range(2):
+                model.zero_grad()
+                loss = model(input_ids=own, labels=own, num_items_in_batch=20).loss
+                # DDP means over processes what is to be added up.
+                (2 * loss).backward()
+        found[method] = (add_up(loss.detach()), gradients(model))
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.destroy_process_group()
+
+
+def test_ddp_has_the_loss_and_gradients_of_one_process(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(step, (port, str(tmp_path)), nprocs=2)
+    found = torch.load(tmp_path / "found.pt")
+    for method in CONFIGS:
+        model = tuned(method)
+        loss = model(input_ids=IDS, labels=IDS, num_items_in_batch=20).loss
+        loss.backward()
+        torch.testing.assert_close(found[method][0], loss.detach(), rtol=1e-6, atol=1e-6)
+        expected = gradients(model)
+        assert found[method][1].keys() == expected.keys()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[method][1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_shared_balance_needs_the_number_of_all_tokens() -> None:
+    model = tuned("mixlora")
+    with (
+        balanced_over(model, lambda values: values),
+        pytest.raises(ValueError, match="num_items_in_batch"),
+    ):
+        model(input_ids=IDS, labels=IDS)
+    model(input_ids=IDS, labels=IDS)
+
+
+def test_accelerate_reads_the_example_for_fsdp() -> None:
+    config: Any = load_config_from_file(str(ROOT / "examples" / "fsdp.yaml"))
+    assert config.distributed_type == DistributedType.FSDP
+    settings = config.fsdp_config
+    assert settings["fsdp_version"] == 2
+    layer = settings["fsdp_transformer_layer_cls_to_wrap"]
+    assert layer in {type(module).__name__ for module in make_model().modules()}
