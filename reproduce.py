@@ -22,12 +22,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from results import processes
-from results.record_files import OutputError, check_writable
-from results.redact import redacted
-from results.stopping import Stopped, stoppable
+from results.models.weights import DTYPES
+from results.running import processes
+from results.store.files import OutputError, check_writable
+from results.store.redact import redacted
+from results.store.stopping import Stopped, stoppable
 from results.tables import Table, get_table, table_names
-from results.weights import DTYPES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not follows:
                 return _run(arguments)
             # Here, because it loads torch.
-            from results.follow import follow
+            from results.running.follow import follow
 
             follow()
             return 0

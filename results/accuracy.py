@@ -12,22 +12,22 @@ from tasks.names import choose
 from tasks.prompts import load_templates
 from tasks.sources import open_source
 
-from . import processes
-from .cell_options import add_cell_options
-from .command_line import chosen, name_list
-from .compare import compare
-from .executor import Outcome, execute, stored
-from .inputs import InputLoader
-from .layout import TableLayout
-from .presets import get_preset
-from .quantise import check_quantize
-from .records import RecordStore, RunRecord
-from .render import NOT_RUN, render
-from .rendered import Rendered
-from .request import Request
-from .spec import EXECUTORS, LOCAL, RunOptions, RunSpec
+from .cells.command_line import chosen, name_list
+from .cells.layout import TableLayout
+from .cells.options import add_cell_options
+from .cells.presets import get_preset
+from .cells.request import Request
+from .cells.spec import EXECUTORS, LOCAL, RunOptions, RunSpec
+from .models.quantise import check_quantize
+from .models.weights import MODELS, resolve, resolve_device
+from .rendering.accuracy import NOT_RUN, render
+from .rendering.compare import compare
+from .rendering.rendered import Rendered
+from .running import processes
+from .running.executor import Outcome, execute, stored
+from .running.inputs import InputLoader
+from .store.records import RecordStore, RunRecord
 from .verify import render_verified, verify
-from .weights import MODELS, resolve, resolve_device
 
 Found = TypeVar("Found")
 
@@ -116,7 +116,7 @@ class AccuracyPlan:
 
     def listing(self) -> list[str]:
         """The cells and their parameters."""
-        from .parameters import count_cell
+        from .running.parameters import count_cell
 
         lines = [
             f"{'model':<14}{'method':<9}{'tasks':<12}{'seed':>4}{'trainable':>14}{'frozen':>16}"

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import processes
-from .rendered import Rendered
+from .rendering.rendered import Rendered
+from .running import processes
 
 
 @dataclass(frozen=True)

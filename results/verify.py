@@ -11,12 +11,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .failures import first_line
-from .inputs import InputLoader
-from .packing import Pack, make_packs
-from .records import RecordStore, RunRecord
-from .rendered import Rendered, bullets, table
-from .spec import RunOptions, RunSpec, cell_id
+from .cells.packing import Pack, make_packs
+from .cells.spec import RunOptions, RunSpec, cell_id
+from .rendering.rendered import Rendered, bullets, table
+from .running.inputs import InputLoader
+from .store.failures import first_line
+from .store.records import RecordStore, RunRecord
 
 # Of a record's differences, as many are shown.
 _SHOWN = 3
@@ -80,7 +80,7 @@ def verify(
 
 def _verified(pack: Pack, record: RunRecord, loader: InputLoader, options: RunOptions) -> Verified:
     # Here, because it loads torch.
-    from .run import release_memory, run_pack
+    from .running.cell import release_memory, run_pack
 
     try:
         cells = [(_as_run(spec, record), loader.load(spec)) for spec in pack]

@@ -28,6 +28,17 @@ ALLOWED_PACKAGES: dict[str, set[str]] = {
     "mixlora": {"torch", "transformers", "peft", "pynvml", "lm_eval", "datasets"},
     "baselines": {"peft"},
 }
+# Within results/, a part imports from those in the lines before its own.
+LAYERS: list[set[str]] = [
+    {"models"},
+    {"cells"},
+    {"store"},
+    {"running"},
+    {"rendering"},
+    {"audit", "computed", "measure", "report", "verify"},
+    {"accuracy"},
+    {"tables"},
+]
 
 
 def sources(*parts: str) -> list[Path]:
@@ -84,6 +95,38 @@ def test_imports_point_down(part: str) -> None:
     assert wrong == []
 
 
+def parts_of_results_imported(file: Path) -> Iterator[tuple[int, str]]:
+    """Line and part of every import from results/, absolute or relative, inside functions too."""
+    package = file.relative_to(ROOT).parent.parts
+    for node in ast.walk(tree_of(file)):
+        if isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            names = (*start, *(node.module or "").split("."))
+            if names[0] == "results":
+                found = names[1:2] if len(names) > 1 and names[1] else [a.name for a in node.names]
+                yield from ((node.lineno, part) for part in found)
+
+
+@pytest.mark.parametrize("number", range(len(LAYERS)))
+def test_imports_within_results_point_down(number: int) -> None:
+    below = set[str]().union(*LAYERS[:number])
+    wrong = [
+        f"{name_of(file)}:{line} imports {imported}"
+        for part in sorted(LAYERS[number])
+        for file in sources("results")
+        if file.relative_to(ROOT / "results").parts[0] in (part, f"{part}.py")
+        for line, imported in parts_of_results_imported(file)
+        if imported not in below | {part}
+    ]
+    assert wrong == []
+
+
+def test_every_part_of_results_has_a_layer() -> None:
+    found = {file.relative_to(ROOT / "results").parts[0] for file in sources("results")}
+    layered = {part for layer in LAYERS for part in layer}
+    assert {name.removesuffix(".py") for name in found} - layered == {"__init__", "tiny_base"}
+
+
 @pytest.mark.parametrize("part", ALLOWED_PACKAGES)
 def test_third_party_imports_are_the_declared_ones(part: str) -> None:
     allowed = ALLOWED_PACKAGES[part] | sys.stdlib_module_names | {part}
@@ -110,8 +153,9 @@ def test_tasks_import_torch_in_scoring_only() -> None:
     "modules",
     [
         "tasks",
-        "results.render, results.compare, results.records, results.tables",
-        "results.presets, results.shapes, results.weights",
+        "results.rendering.accuracy, results.rendering.compare",
+        "results.store.records, results.tables",
+        "results.cells.presets, results.models.shapes, results.models.weights",
         "reproduce, results.tables.main, results.tables.efficiency, results.tables.scaling",
     ],
 )

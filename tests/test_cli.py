@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from results.measure.records import MeasureStore
-from results.records import RecordStore
+from results.store.records import RecordStore
 from tests.results.builders import make_record, make_request
 from tests.results.measure_builders import make_measure_record, make_plan
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 import reproduce
-from results.executor import execute
-from results.failures import FailureStore
-from results.record_files import load_record, save_record
-from results.records import RecordStore, RunRecord
-from results.redact import redacted
+from results.models.files import WeightsError, weight_files
 from results.report import write_report
-from results.weight_files import WeightsError, weight_files
+from results.running.executor import execute
+from results.store.failures import FailureStore
+from results.store.files import load_record, save_record
+from results.store.records import RecordStore, RunRecord
+from results.store.redact import redacted
 from tests.results.builders import make_record, make_spec
 from tests.results.test_executor import cells, loader
 from tests.test_processes import Grid
@@ -290,7 +290,7 @@ def test_a_failure_tells_no_token(
             raise RuntimeError(f"no file at https://me:{SECRET}@example.org/") from error
         yield
 
-    monkeypatch.setattr("results.run.run_pack", run_pack)
+    monkeypatch.setattr("results.running.cell.run_pack", run_pack)
     outcome = execute(cells(methods=["lora"]), loader(), RecordStore(tmp_path), fresh=False)
     ((_, failure),) = outcome.failed.items()
     assert failure.reason.startswith("RuntimeError: no file at https://***@example.org/")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from results.compare import place_of
-from results.reported import KEY_COLUMNS, REPORTED_CSV, read_reported
+from results.rendering.compare import place_of
+from results.rendering.reported import KEY_COLUMNS, REPORTED_CSV, read_reported
 
 #: (table, model, method, setting, task, metric), as in reported.csv.
 Key = tuple[str, str, str, str, str, str]
@@ -115,7 +115,7 @@ class Paper:
     """All rows of reported.csv.
 
     Raises:
-        ValueError: See `results.reported.read_reported`.
+        ValueError: See `results.rendering.reported.read_reported`.
     """
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from results.rendered import DASH
+from results.rendering.rendered import DASH
 
 
 def printed(row: dict[str, Any] | None, spread: bool = False) -> str:

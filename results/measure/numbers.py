@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from results.compare import LONG_COLUMNS
+from results.rendering.compare import LONG_COLUMNS
 
 from .records import DONE, MeasureRecord
 from .spec import Subject
 
-#: Beside `results.compare.LONG_COLUMNS`: quartiles over the runs; what was read (a clock, a memory
-#: source); why there is no value ("OOM", "failed: ...", "unavailable: ..."), else ""; and what ran.
+#: Beside `results.rendering.compare.LONG_COLUMNS`: quartiles over the runs; what was read (a
+#: clock, a memory source); why there is no value ("OOM", "failed: ...", "unavailable: ..."), else
+#: ""; and what ran.
 MEASURE_COLUMNS = [
     *LONG_COLUMNS,
     "q25",

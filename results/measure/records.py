@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from results.record_files import load_record, load_records, save_record
+from results.store.files import load_record, load_records, save_record
 
 from .spec import MeasureSpec, measurement_id
 
@@ -26,8 +26,8 @@ class MeasureRecord:
         reports: Per subject, in the spec's order, `mixlora.profiling.Report.to_json()`: all counted
             seconds of every phase, and every memory source. Empty if it is not done.
         load_average: Of the machine over the minute before; None where the system does not tell.
-        results_version: `results.spec.RESULTS_VERSION` of the code.
-        provenance: Commit, versions, hardware, time (see results/provenance.py).
+        results_version: `results.cells.spec.RESULTS_VERSION` of the code.
+        provenance: Commit, versions, hardware, time (see results/running/provenance.py).
     """
 
     spec: MeasureSpec
@@ -69,7 +69,7 @@ class MeasureStore:
         """The record of a measurement made with the code of a commit; None without a whole one.
 
         Raises:
-            ValueError: See `results.record_files.load_record`; the file is named.
+            ValueError: See `results.store.files.load_record`; the file is named.
         """
         path = self.directory / f"{measurement_id(spec, commit)}.json"
         return load_record(path, MeasureRecord.from_json)
@@ -78,7 +78,7 @@ class MeasureStore:
         """The newest record of each measurement that has one, whatever code it was made with.
 
         Raises:
-            ValueError: See `results.record_files.load_record`; the file is named.
+            ValueError: See `results.store.files.load_record`; the file is named.
         """
         found = load_records(self.directory, MeasureRecord.from_json)
         newest: dict[MeasureSpec, MeasureRecord] = {}

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from results.command_line import command
-from results.shapes import SHAPES, kept_vocabulary
-from results.weights import DTYPES, resolve_device
+from results.cells.command_line import command
+from results.models.shapes import SHAPES, kept_vocabulary
+from results.models.weights import DTYPES, resolve_device
 from tasks.names import choose
 
 from .spec import MeasureSpec, Subject
@@ -36,7 +36,7 @@ class MeasureRequest:
     """What to measure; every name is known and every number in range.
 
     Attributes:
-        shape: Key of `results.shapes.SHAPES`.
+        shape: Key of `results.models.shapes.SHAPES`.
         layers: Layers kept of it.
         batch: Rows.
         length: Tokens per row.

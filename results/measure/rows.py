@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from results.methods import METHOD_TITLES
-from results.presets import get_preset
-from results.request import FORWARDS
+from results.cells.methods import METHOD_TITLES
+from results.cells.presets import get_preset
+from results.cells.request import FORWARDS
 
 from .spec import Subject
 
@@ -21,7 +21,7 @@ class MethodRow:
     Attributes:
         name: "lora", "mixlora/fused", "mixlora-x2/fused", ...
         title: As printed.
-        method: Name in `results.methods`.
+        method: Name in `results.cells.methods`.
         forward: How MixLoRA is computed; None for the baselines.
         adapters: Adapters packed on one base.
         reference: The row it is compared with beside LoRA; None without.

@@ -8,10 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from results import provenance
-from results.failures import FAILED, OOM, first_line
-from results.locks import taken
-from results.spec import RESULTS_VERSION
+from results.cells.spec import RESULTS_VERSION
+from results.running import provenance
+from results.store.failures import FAILED, OOM, first_line
+from results.store.locks import taken
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .spec import MeasureSpec

@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from results.spec import RESULTS_VERSION
+from results.cells.spec import RESULTS_VERSION
 
 #: What is done with a model: a training step without the optimiser, a forward over whole rows, or
 #: a forward of one new token per row after a prompt.
@@ -24,7 +24,7 @@ class Subject:
 
     Attributes:
         name: Its row's name, such as "mixlora/fused".
-        method: Name in `results.methods`.
+        method: Name in `results.cells.methods`.
         settings: The method's settings, sorted (name, value) pairs.
         adapters: Adapters on the one base; each brings a batch of its own, all packed into one.
         batch: Rows per adapter.
@@ -56,7 +56,7 @@ class MeasureSpec:
         quantity: "latency": the subjects take turns, run by run; "memory": one subject's peak in a
             single run.
         workload: One of `WORKLOADS`.
-        shape: Key of `results.shapes.SHAPES`; weights are random.
+        shape: Key of `results.models.shapes.SHAPES`; weights are random.
         layers: Layers kept of that shape.
         dtype: Of the frozen weights.
         device: "cpu", "cuda" or "cuda:N"; "auto" stands for any in a measurement looked for.

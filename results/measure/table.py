@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from results import processes
-from results.command_line import chosen, name_list
-from results.failures import FAILED, OOM
-from results.rendered import Rendered, distinct
+from results.cells.command_line import chosen, name_list
+from results.rendering.rendered import Rendered, distinct
+from results.running import processes
+from results.store.failures import FAILED, OOM
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .request import Defaults, MeasureRequest, add_options

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, set_seed
 
 from mixlora.profiling import Profile
-from results import provenance
-from results.methods import get_method
-from results.run import add_adapter, target_modules
-from results.shapes import build_config, kept_vocabulary
+from results.cells.methods import get_method
+from results.models.shapes import build_config, kept_vocabulary
+from results.running import provenance
+from results.running.cell import add_adapter, target_modules
 
 from .spec import WARMUP, MeasureSpec, Subject
 

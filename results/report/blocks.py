@@ -14,8 +14,15 @@ from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 from markupsafe import Markup
 
-from results.rendered import DASH, PROVENANCE
-from results.sources import COMPARED, IN_BRACKETS, REPORTED, REPORTED_BLOCK, of_column, of_row
+from results.rendering.rendered import DASH, PROVENANCE
+from results.rendering.sources import (
+    COMPARED,
+    IN_BRACKETS,
+    REPORTED,
+    REPORTED_BLOCK,
+    of_column,
+    of_row,
+)
 
 _MARKDOWN = MarkdownIt("zero", {"html": False}).enable(["heading", "list", "table", "emphasis"])
 
@@ -101,7 +108,7 @@ def read_blocks(markdown: str, own: str) -> tuple[str, list[Block]]:
 
     Args:
         markdown: As `Rendered` has it.
-        own: Source of what is not marked by the words of `results.sources`.
+        own: Source of what is not marked by the words of `results.rendering.sources`.
     """
     title, heading, in_provenance = "", "", False
     blocks: list[Block] = []

@@ -17,8 +17,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from results.record_files import write_atomically
-from results.sources import COMPUTED, MEASURED
+from results.rendering.sources import COMPUTED, MEASURED
+from results.store.files import write_atomically
 
 from .blocks import Block, read_blocks
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from results.accuracy import AccuracyTable
-from results.cell_options import add_cell_options
-from results.presets import get_preset
-from results.rendered import Rendered, table
+from results.cells.options import add_cell_options
+from results.cells.presets import get_preset
+from results.rendering.rendered import Rendered, table
 from results.tables import Plan, Table, get_table
 
 #: What costs nothing comes first.

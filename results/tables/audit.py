@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from results import provenance
 from results.audit.checks import all_checks, parameter_checks, rank_of
 from results.audit.claims import LEVELS, Claim, Gain, claims, gains, unlearned
 from results.audit.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed
-from results.command_line import command
+from results.cells.command_line import command
+from results.cells.methods import METHOD_TITLES
 from results.computed import ComputedTable
-from results.methods import METHOD_TITLES
-from results.rendered import DASH, Rendered, bullets, provenance_block, table
-from results.sources import PRINTED
+from results.rendering.rendered import DASH, Rendered, bullets, provenance_block, table
+from results.rendering.sources import PRINTED
+from results.running import provenance
 
 _KINDS = {
     "average": "averages over tasks, from their cells",
@@ -72,7 +72,7 @@ def _render() -> Rendered:
 def _percentages(paper: Paper) -> dict[tuple[str, str, int], float]:
     """Of every (model, method, rank) that has a "# Params" cell."""
     # Here, because it builds models (on the meta device) and loads torch.
-    from results.parameters import paper_percent
+    from results.running.parameters import paper_percent
 
     wanted = {
         (r.key[1], r.key[2], rank_of(r)) for r in paper.of("1", "2", "5", "8", metric="params")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from results.rendered import Rendered
+from results.rendering.rendered import Rendered
 
 
 class Plan(Protocol):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from results.compare import load_reported
 from results.measure.cells import printed
 from results.measure.numbers import (
     MEASURE_COLUMNS,
@@ -17,8 +16,9 @@ from results.measure.request import Defaults, MeasureRequest
 from results.measure.rows import LORA, ROWS, MethodRow
 from results.measure.spec import MeasureSpec
 from results.measure.table import MeasuredTable, Records, failures, provenance, status_notes
-from results.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
-from results.sources import IN_BRACKETS, REPORTED_BLOCK
+from results.rendering.compare import load_reported
+from results.rendering.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
+from results.rendering.sources import IN_BRACKETS, REPORTED_BLOCK
 
 #: The paper's table of a model's shape.
 PAPER_TABLES = {"llama2-7b": "6", "gemma-2b": "7"}

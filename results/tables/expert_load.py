@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from results.accuracy import AccuracyTable
-from results.compare import load_reported
-from results.expert_load import layer_std, load_std, shares, specialisation
-from results.heat_map import HeatMap, draw_heat_maps
-from results.layout import Setting, all_tasks
-from results.methods import METHOD_TITLES
-from results.records import RunRecord
-from results.rendered import DASH, Rendered, bullets, table
-from results.sources import NOT_MEASURED
+from results.cells.layout import Setting, all_tasks
+from results.cells.methods import METHOD_TITLES
+from results.rendering.compare import load_reported
+from results.rendering.expert_load import layer_std, load_std, shares, specialisation
+from results.rendering.heat_map import HeatMap, draw_heat_maps
+from results.rendering.rendered import DASH, Rendered, bullets, table
+from results.rendering.sources import NOT_MEASURED
+from results.store.records import RunRecord
 from tasks import get_task
 
 _COEFFICIENTS = ("1e-3", "0")

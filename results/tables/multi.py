@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from results.accuracy import AccuracyTable
-from results.layout import Setting, all_tasks, single_task
+from results.cells.layout import Setting, all_tasks, single_task
 
 TABLE = AccuracyTable(
     name="multi",

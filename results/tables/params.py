@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from results import provenance
 from results.audit.checks import parameter_checks, rank_of
 from results.audit.printed import AGREES, Check, Paper
-from results.command_line import command
+from results.cells.command_line import command
+from results.cells.methods import METHOD_TITLES
 from results.computed import ComputedTable
-from results.methods import METHOD_TITLES
-from results.rendered import Rendered, bullets, provenance_block, table
-from results.shapes import SHAPES
-from results.sources import PRINTED
+from results.models.shapes import SHAPES
+from results.rendering.rendered import Rendered, bullets, provenance_block, table
+from results.rendering.sources import PRINTED
+from results.running import provenance
 
 _NOTES = (
     "trainable: adapters in q, k, v, o, gate, up and down of every layer; of MixLoRA and MixDoRA "
@@ -34,7 +34,7 @@ def _cases(paper: Paper) -> list[_Case]:
 
 def _render() -> Rendered:
     # Here, because it builds models and loads torch.
-    from results.parameters import count_magnitudes, count_paper, paper_percent
+    from results.running.parameters import count_magnitudes, count_paper, paper_percent
 
     paper = Paper()
     cases = _cases(paper)

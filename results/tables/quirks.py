@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from results.accuracy import AccuracyTable
-from results.layout import Setting, single_task
-from results.quirks import QUIRKS
-from results.records import RunRecord
-from results.rendered import Rendered, bullets
-from results.request import Request
-from results.spec import RunSpec
+from results.cells.layout import Setting, single_task
+from results.cells.quirks import QUIRKS
+from results.cells.request import Request
+from results.cells.spec import RunSpec
+from results.rendering.rendered import Rendered, bullets
+from results.store.records import RunRecord
 
 # As in reported.csv, so that the paper's numbers stand beside the clean protocol's.
 _CLEAN = "st"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from results.ablation import pictured
 from results.accuracy import AccuracyTable
-from results.layout import Setting, single_task
+from results.cells.layout import Setting, single_task
+from results.rendering.ablation import pictured
 
 TABLE = AccuracyTable(
     name="rank",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from results.figures import Line, Panel, draw
 from results.measure.cells import printed
 from results.measure.numbers import MEASURE_COLUMNS, Row, frame_of, latency_rows, memory_rows
 from results.measure.request import Defaults, MeasureRequest
 from results.measure.rows import LORA, ROWS
 from results.measure.spec import MeasureSpec, Subject
 from results.measure.table import MeasuredTable, Records, failures, provenance, status_notes
-from results.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
+from results.rendering.figures import Line, Panel, draw
+from results.rendering.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
 
 _FUSED = ROWS["mixlora/fused"]
 

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 import results.accuracy
 from mixlora.lm_eval import cli
 from reproduce import main
-from results.inputs import made_from
-from results.records import RecordStore, RunRecord
+from results.running.inputs import made_from
+from results.store.records import RecordStore, RunRecord
 from results.tables import table_names
 from tests.results.builders import make_record
 
@@ -101,10 +101,10 @@ def stand_in() -> Iterator[None]:
         }
         yield RunRecord(**vars(made) | changes)
 
-    module: Any = types.ModuleType("results.run")
+    module: Any = types.ModuleType("results.running.cell")
     module.run_pack, module.release_memory = run_pack, lambda: None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "results.run", module)
+        patch.setitem(sys.modules, "results.running.cell", module)
         patch.setattr(results.accuracy, "resolve_device", lambda name: "cpu")
         yield
 

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reproduce import main
-from results.checkpoint import Checkpoint
-from results.failures import Failure, FailureStore
-from results.record_files import checksum
-from results.records import RecordStore, RunRecord
+from results.running.checkpoint import Checkpoint
+from results.store.failures import Failure, FailureStore
+from results.store.files import checksum
+from results.store.records import RecordStore, RunRecord
 from tests.results.builders import make_record, make_request, make_spec
 
 from .cases import ENDED, cases, run, run_command

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from results.presets import get_preset
-from results.records import RunRecord, TaskResult
-from results.request import Request
-from results.spec import Fingerprints, RunSpec
+from results.cells.presets import get_preset
+from results.cells.request import Request
+from results.cells.spec import Fingerprints, RunSpec
+from results.store.records import RunRecord, TaskResult
 
 
 def make_request(preset: str = "tiny", **changes: Any) -> Request:

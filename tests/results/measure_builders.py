@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from reproduce import parse_arguments
+from results.cells.spec import RESULTS_VERSION
 from results.measure.records import DONE, MeasureRecord
 from results.measure.spec import MeasureSpec, Subject
 from results.measure.table import MeasuredPlan
-from results.spec import RESULTS_VERSION
 
 Seconds = dict[str, list[float]]
 

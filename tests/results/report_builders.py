@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from results.executor import Outcome
-from results.rendered import Rendered
+from results.rendering.rendered import Rendered
+from results.rendering.sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
 from results.report import write_report
-from results.sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
+from results.running.executor import Outcome
 
 from .builders import make_record
 from .test_settings import make_plan

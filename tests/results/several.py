@@ -19,15 +19,15 @@ from unittest import mock
 
 import torch
 
-from results import processes, training
 from results.accuracy import single_task
-from results.checkpoint import Checkpoint, read
-from results.executor import execute
-from results.follow import follow
-from results.inputs import InputLoader
-from results.records import RecordStore
-from results.spec import RunOptions, RunSpec, TrainSettings
-from results.weights import MODELS, resolve
+from results.cells.spec import RunOptions, RunSpec, TrainSettings
+from results.models.weights import MODELS, resolve
+from results.running import processes, training
+from results.running.checkpoint import Checkpoint, read
+from results.running.executor import execute
+from results.running.follow import follow
+from results.running.inputs import InputLoader
+from results.store.records import RecordStore
 from tasks.sources import open_source
 
 from .builders import make_request
@@ -141,8 +141,8 @@ def interrupted(folder: Path) -> dict[str, Any]:
 def results(folder: Path) -> dict[str, dict[str, Any]]:
     """What became of all cases; in the processes that follow, nothing."""
     with (
-        mock.patch("results.training._facts", kept_facts),
-        mock.patch("results.run.fine_tune", watched),
+        mock.patch("results.running.training._facts", kept_facts),
+        mock.patch("results.running.cell.fine_tune", watched),
     ):
         if processes.rank() > 0:
             with mock.patch.object(Checkpoint, "save", save_and_die), suppress(Killed):

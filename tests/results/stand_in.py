@@ -24,8 +24,8 @@ if sys.argv[2] == "clock":
 
 def run_pack(pack: Any, wanted: Any, *rest: Any) -> Iterator[Any]:
     """Of a pack of one cell; the record says nothing of this process."""
-    from results.failures import OutOfMemory
-    from results.records import RunRecord
+    from results.store.failures import OutOfMemory
+    from results.store.records import RunRecord
     from tests.results.builders import make_record
 
     log, mode = sys.argv[1:3]
@@ -55,10 +55,10 @@ def run_pack(pack: Any, wanted: Any, *rest: Any) -> Iterator[Any]:
 if __name__ == "__main__":
     # A shell starts what runs in its background with Ctrl-C ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    stand_in: Any = types.ModuleType("results.run")
+    stand_in: Any = types.ModuleType("results.running.cell")
     stand_in.run_pack = run_pack
     stand_in.release_memory = lambda: None
-    sys.modules["results.run"] = stand_in
+    sys.modules["results.running.cell"] = stand_in
 
     import reproduce
     import results.accuracy

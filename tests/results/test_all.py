@@ -10,7 +10,7 @@ import pytest
 from reproduce import main, parse_arguments
 from results.accuracy import AccuracyPlan
 from results.measure.table import MeasuredPlan
-from results.rendered import Rendered
+from results.rendering.rendered import Rendered
 from results.tables import table_names
 from results.tables.all import TABLES, _AllPlan
 

@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 
 from reproduce import main
-from results import parameters
 from results.audit import printed
 from results.audit.checks import EVALUATION_ROWS, all_checks
 from results.audit.claims import claims, gains, unlearned
 from results.audit.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed, Recomputed
-from results.reported import REPORTED_CSV
+from results.rendering.reported import REPORTED_CSV
+from results.running import parameters
 
 
 def row(text: str, line: int = 2, unit: str = "%") -> Printed:

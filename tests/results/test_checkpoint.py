@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 
-from results.batches import TrainingSet
-from results.checkpoint import Checkpoint, read
-from results.executor import execute
-from results.inputs import InputLoader
-from results.layout import single_task
-from results.records import RecordStore, RunRecord
-from results.run import add_adapter
-from results.spec import RunOptions, RunSpec, TrainSettings
-from results.training import fine_tune
-from results.weights import MODELS, resolve
+from results.cells.layout import single_task
+from results.cells.spec import RunOptions, RunSpec, TrainSettings
+from results.models.weights import MODELS, resolve
+from results.running.batches import TrainingSet
+from results.running.cell import add_adapter
+from results.running.checkpoint import Checkpoint, read
+from results.running.executor import execute
+from results.running.inputs import InputLoader
+from results.running.training import fine_tune
+from results.store.records import RecordStore, RunRecord
 from tasks.sources import open_source
 from tests.mixlora.models import make_model
 
@@ -203,7 +203,7 @@ def test_a_killed_cell_has_the_record_it_would_have_had(
         run(tmp_path / "killed", packed, every=3)
     assert len(list(folder.iterdir())) == 1
     # The next kill is between a training and its scores.
-    monkeypatch.setattr("results.scored.score", kill)
+    monkeypatch.setattr("results.running.scored.score", kill)
     with pytest.raises(Killed):
         run(tmp_path / "killed", packed, every=3)
     monkeypatch.undo()

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from reproduce import main
-from results import processes
-from results.records import RecordStore, RunRecord
-from results.spec import TrainSettings
+from results.cells.spec import TrainSettings
+from results.running import processes
+from results.store.records import RecordStore, RunRecord
 
 from . import several
 

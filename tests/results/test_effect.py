@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from results.executor import execute
-from results.inputs import InputLoader
-from results.layout import single_task
-from results.records import RecordStore
-from results.weights import MODELS, resolve
+from results.cells.layout import single_task
+from results.models.weights import MODELS, resolve
+from results.running.executor import execute
+from results.running.inputs import InputLoader
+from results.store.records import RecordStore
 from tasks.sources import open_source
 
 from .builders import make_request

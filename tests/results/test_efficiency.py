@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from results.compare import LONG_COLUMNS
 from results.measure.records import MeasureRecord
 from results.measure.spec import MeasureSpec
 from results.measure.table import MeasuredPlan
-from results.rendered import Rendered
+from results.rendering.compare import LONG_COLUMNS
+from results.rendering.rendered import Rendered
 
 from .measure_builders import make_measure_record, make_plan
 

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 
 from mixlora.moe import FORWARDS
-from results import locks
-from results import request as request_module
-from results.executor import execute, stored
-from results.failures import FailureStore, OutOfMemory
-from results.inputs import CellInputs, InputLoader
-from results.layout import single_task
-from results.record_files import OutputError
-from results.records import RecordStore, RunRecord
-from results.spec import RunOptions, RunSpec
-from results.weights import ResolvedWeights
+from results.cells import request as request_module
+from results.cells.layout import single_task
+from results.cells.spec import RunOptions, RunSpec
+from results.models.weights import ResolvedWeights
+from results.running.executor import execute, stored
+from results.running.inputs import CellInputs, InputLoader
+from results.store import locks
+from results.store.failures import FailureStore, OutOfMemory
+from results.store.files import OutputError
+from results.store.records import RecordStore, RunRecord
 from tasks.sources import open_source
 
 from .builders import make_record, make_request
@@ -55,7 +55,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
                 record = make_record(spec, [0, 1], [0, 1])
                 yield RunRecord(**vars(record) | {"fingerprints": inputs.fingerprints})
 
-    monkeypatch.setattr("results.run.run_pack", run_pack)
+    monkeypatch.setattr("results.running.cell.run_pack", run_pack)
     return cells
 
 
@@ -111,7 +111,7 @@ def test_a_failure_is_known_until_the_cell_succeeds(
         record = make_record(spec, [0, 1], [0, 1])
         yield RunRecord(**vars(record) | {"fingerprints": inputs.fingerprints})
 
-    monkeypatch.setattr("results.run.run_pack", run_pack)
+    monkeypatch.setattr("results.running.cell.run_pack", run_pack)
     assert execute(wanted, loader(), store, fresh=False).failed == {}
     after = stored(wanted, store)
     assert (after.failed, len(after.records)) == ({}, 2)
@@ -160,7 +160,7 @@ def test_what_another_process_has_settled_meanwhile_is_taken_over(
         FailureStore(tmp_path).save(dora, prints, OutOfMemory("elsewhere"))
         return locks.taken(path)
 
-    monkeypatch.setattr("results.work.taken", taken)
+    monkeypatch.setattr("results.running.work.taken", taken)
     outcome = execute(wanted, loader(), store, fresh=fresh)
     assert ran == [] and outcome.computed == 0
     assert outcome.records[lora].tasks["piqa"].predictions == [1, 1]

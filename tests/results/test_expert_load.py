@@ -11,10 +11,10 @@ import pytest
 
 from reproduce import parse_arguments
 from results.accuracy import AccuracyPlan
-from results.executor import Outcome
-from results.expert_load import layer_std, load_std, shares, specialisation
-from results.records import RunRecord
-from results.spec import RunSpec
+from results.cells.spec import RunSpec
+from results.rendering.expert_load import layer_std, load_std, shares, specialisation
+from results.running.executor import Outcome
+from results.store.records import RunRecord
 
 from .builders import make_record
 from .test_render import row

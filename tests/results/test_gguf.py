@@ -13,7 +13,7 @@ import torch
 from gguf import GGUFWriter
 from transformers import PreTrainedModel
 
-from results.weights import MODELS, ModelSource, WeightsError, load_model, resolve
+from results.models.weights import MODELS, ModelSource, WeightsError, load_model, resolve
 
 UNBUNDLED = ModelSource("some-model")
 HIDDEN, FFN, HEADS = 32, 48, 2

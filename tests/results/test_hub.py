@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from results.weights import ModelSource, WeightsError, resolve
+from results.models.weights import ModelSource, WeightsError, resolve
 
 MODEL = ModelSource("some-model", hub_id="some/model", revision="0123456789abcdef")
 

@@ -10,14 +10,14 @@ import torch
 
 from reproduce import parse_arguments
 from results.accuracy import AccuracyPlan
-from results.executor import Outcome, execute
-from results.inputs import EvalSet, InputLoader
-from results.layout import single_task
-from results.lm_eval import score_with_lm_eval
-from results.records import RecordStore
-from results.run import add_adapter
-from results.spec import RunSpec
-from results.weights import MODELS, load_model, resolve
+from results.cells.layout import single_task
+from results.cells.spec import RunSpec
+from results.models.weights import MODELS, load_model, resolve
+from results.running.cell import add_adapter
+from results.running.executor import Outcome, execute
+from results.running.inputs import EvalSet, InputLoader
+from results.running.lm_eval import score_with_lm_eval
+from results.store.records import RecordStore
 from tasks import get_task
 from tasks.base import SCORINGS, Scoring
 from tasks.prompts import render

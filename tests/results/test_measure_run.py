@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from mixlora import profiling
-from results import locks, provenance
 from results.measure.records import MeasureRecord, MeasureStore
 from results.measure.run import measure_missing
 from results.measure.spec import MeasureSpec, measurement_id
+from results.running import provenance
+from results.store import locks
 
 from .measure_builders import make_measure_record, make_measure_spec
 

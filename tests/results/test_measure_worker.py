@@ -20,7 +20,7 @@ from results.measure.records import MeasureStore
 from results.measure.rows import ROWS
 from results.measure.run import _ALLOCATOR, measure_missing
 from results.measure.spec import MeasureSpec
-from results.shapes import SHAPES, kept_vocabulary
+from results.models.shapes import SHAPES, kept_vocabulary
 
 from .measure_builders import make_measure_spec
 

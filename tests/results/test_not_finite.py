@@ -11,10 +11,10 @@ import torch
 from transformers import LlamaForCausalLM
 
 from results.accuracy import single_task
-from results.executor import execute
-from results.inputs import InputLoader
-from results.records import RecordStore
-from results.weights import MODELS, resolve
+from results.models.weights import MODELS, resolve
+from results.running.executor import execute
+from results.running.inputs import InputLoader
+from results.store.records import RecordStore
 from tasks.sources import open_source
 
 from .builders import make_request

@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from results.executor import Outcome, execute
-from results.inputs import InputLoader
-from results.layout import single_task
-from results.records import RecordStore
-from results.spec import RunOptions, RunSpec
-from results.weights import MODELS, resolve
+from results.cells.layout import single_task
+from results.cells.spec import RunOptions, RunSpec
+from results.models.weights import MODELS, resolve
+from results.running.executor import Outcome, execute
+from results.running.inputs import InputLoader
+from results.store.records import RecordStore
 from tasks.sources import open_source
 
 from .builders import make_request
@@ -113,7 +113,7 @@ def test_a_resumed_auto_batch_keeps_its_micro_batches(
     def kill(*arguments: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("results.scored.score", kill)
+    monkeypatch.setattr("results.running.scored.score", kill)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", "lora", **options)
     monkeypatch.undo()

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from results.batches import MicroBatch, StepCollator, TrainingSet, joint_steps, row_order
-from results.executor import Outcome, execute
-from results.inputs import InputLoader
-from results.layout import single_task
-from results.packing import make_packs
-from results.records import RecordStore
-from results.run import add_adapter
-from results.spec import RunOptions, RunSpec, TrainSettings
-from results.training import fine_tune
-from results.weights import MODELS, resolve
+from results.cells.layout import single_task
+from results.cells.packing import make_packs
+from results.cells.spec import RunOptions, RunSpec, TrainSettings
+from results.models.weights import MODELS, resolve
+from results.running.batches import MicroBatch, StepCollator, TrainingSet, joint_steps, row_order
+from results.running.cell import add_adapter
+from results.running.executor import Outcome, execute
+from results.running.inputs import InputLoader
+from results.running.training import fine_tune
+from results.store.records import RecordStore
 from tasks.encoding import TrainingRow
 from tasks.sources import open_source
 from tests.mixlora.models import VOCAB, make_model, relative_error

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from reproduce import main
-from results.compare import load_reported
-from results.parameters import count_cell
-from results.presets import get_preset
-from results.reported import REPORTED_CSV
-from results.request import Request
-from results.run import add_adapter, count_parameters
-from results.shapes import SHAPES, build_meta
+from results.cells.presets import get_preset
+from results.cells.request import Request
+from results.models.shapes import SHAPES, build_meta
+from results.rendering.compare import load_reported
+from results.rendering.reported import REPORTED_CSV
+from results.running.cell import add_adapter, count_parameters
+from results.running.parameters import count_cell
 
 #: Percent of the nominal size, to the digits that protocol and tables give.
 PERCENT = {

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from results import quantise
-from results.executor import execute
-from results.inputs import InputLoader
-from results.layout import single_task
-from results.quantise import QUANTIZATIONS
-from results.records import RecordStore
-from results.run import add_adapter
-from results.spec import RunOptions, RunSpec
-from results.weights import MODELS, load_model, resolve
+from results.cells.layout import single_task
+from results.cells.spec import RunOptions, RunSpec
+from results.models import quantise
+from results.models.quantise import QUANTIZATIONS
+from results.models.weights import MODELS, load_model, resolve
+from results.running.cell import add_adapter
+from results.running.executor import execute
+from results.running.inputs import InputLoader
+from results.store.records import RecordStore
 from tasks.sources import open_source
 
 from .builders import make_request

@@ -14,13 +14,13 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from mixlora import MixLoraConfig
 from mixlora.magnitudes import reset_magnitudes
 from reproduce import main
-from results.batches import StepCollator, TrainingSet
-from results.packing import make_packs
-from results.quirk_effects import dropout_modules, freeze_magnitudes
-from results.quirks import QUIRKS
-from results.spec import RunSpec, TrainSettings
-from results.training import fine_tune
-from results.weights import MODELS, load_model, resolve
+from results.cells.packing import make_packs
+from results.cells.quirks import QUIRKS
+from results.cells.spec import RunSpec, TrainSettings
+from results.models.weights import MODELS, load_model, resolve
+from results.running.batches import StepCollator, TrainingSet
+from results.running.quirk_effects import dropout_modules, freeze_magnitudes
+from results.running.training import fine_tune
 from tasks.encoding import TrainingRow, encode_training
 from tasks.prompts import Prompt
 from tasks.scoring import score

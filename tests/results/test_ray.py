@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from reproduce import main
-from results import cluster
-from results.record_files import OutputError
-from results.records import RecordStore
+from results.running import cluster
+from results.store.files import OutputError
+from results.store.records import RecordStore
 
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ("--tasks", "arc-e", "--methods", "lora,mixlora", "--limit-train", "64", "--limit-eval", "8")

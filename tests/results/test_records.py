@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from results.record_files import save_record, write_atomically
-from results.records import RecordStore
-from results.spec import Fingerprints, RunSpec, TrainSettings, cell_id
-from results.stamp import stamp
+from results.cells.spec import Fingerprints, RunSpec, TrainSettings, cell_id
+from results.store.files import save_record, write_atomically
+from results.store.records import RecordStore
+from results.store.stamp import stamp
 
 from .builders import make_record, make_spec
 
@@ -129,7 +129,7 @@ def test_old_records_are_read_once_they_are_stamped(tmp_path: Path) -> None:
     path.write_text(json.dumps(old.to_json()) + "\n")
     damaged = store.save(new)
     damaged.write_text(damaged.read_text().replace('"predictions": [1]', '"predictions": [0]'))
-    with pytest.raises(ValueError, match=r"no checksum.*python -m results.stamp"):
+    with pytest.raises(ValueError, match=r"no checksum.*python -m results.store.stamp"):
         store.load(old.id)
     assert stamp(store.directory) == 1
     assert store.all() == [old]

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from results.compare import LONG_COLUMNS, compare
-from results.executor import Outcome
-from results.failures import Failure
-from results.records import RunRecord
-from results.render import render
-from results.rendered import Rendered
-from results.spec import Fingerprints
+from results.cells.spec import Fingerprints
+from results.rendering.accuracy import render
+from results.rendering.compare import LONG_COLUMNS, compare
+from results.rendering.rendered import Rendered
+from results.running.executor import Outcome
+from results.store.failures import Failure
+from results.store.records import RunRecord
 from results.tables.main import TABLE
 from tasks import TASK_NAMES
 

@@ -15,13 +15,13 @@ import pytest
 
 from reproduce import main, parse_arguments
 from results.accuracy import AccuracyPlan
-from results.executor import Outcome
-from results.failures import Failure
-from results.figures import Line, Panel, draw
+from results.cells.spec import Fingerprints
 from results.measure.table import MeasuredPlan
-from results.rendered import Rendered
+from results.rendering.figures import Line, Panel, draw
+from results.rendering.rendered import Rendered
 from results.report import write_report
-from results.spec import Fingerprints
+from results.running.executor import Outcome
+from results.store.failures import Failure
 from results.tables import get_table
 
 from .builders import make_record

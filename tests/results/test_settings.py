@@ -11,12 +11,12 @@ import pytest
 
 from reproduce import parse_arguments
 from results.accuracy import AccuracyPlan
-from results.compare import compare
-from results.executor import Outcome
-from results.packing import make_packs
-from results.records import RunRecord
-from results.render import render
-from results.spec import RunSpec
+from results.cells.packing import make_packs
+from results.cells.spec import RunSpec
+from results.rendering.accuracy import render
+from results.rendering.compare import compare
+from results.running.executor import Outcome
+from results.store.records import RunRecord
 from results.tables import get_table
 
 from .builders import make_record, make_request, make_spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from results.shapes import SHAPES, build_config, build_meta
+from results.models.shapes import SHAPES, build_config, build_meta
 
 # As published with the checkpoints (the "total parameters" of their safetensors files).
 PUBLISHED_PARAMETERS = {

@@ -11,10 +11,10 @@ import pytest
 
 from reproduce import main
 from results.accuracy import single_task
-from results.executor import execute, stored
-from results.failures import FailureStore
-from results.records import RecordStore, RunRecord
-from results.spec import RunOptions, RunSpec
+from results.cells.spec import RunOptions, RunSpec
+from results.running.executor import execute, stored
+from results.store.failures import FailureStore
+from results.store.records import RecordStore, RunRecord
 
 from .builders import make_record, make_request
 from .test_executor import loader
@@ -33,7 +33,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
             record = make_record(spec, [0, 1], [0, 1], [0, 1])
             yield RunRecord(**vars(record) | {"fingerprints": inputs.fingerprints})
 
-    monkeypatch.setattr("results.run.run_pack", run_pack)
+    monkeypatch.setattr("results.running.cell.run_pack", run_pack)
     return cells
 
 

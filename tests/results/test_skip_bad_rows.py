@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reproduce import main
-from results.records import RecordStore
+from results.store.records import RecordStore
 from results.tables import get_table, table_names
 from tests.test_cli import mistake
 

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from results.stats import (
+from results.rendering.stats import (
     holm,
     is_collapsed,
     majority_level,

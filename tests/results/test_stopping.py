@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from results.record_files import write_atomically
-from results.stopping import Stopped, finishing, stoppable
+from results.store.files import write_atomically
+from results.store.stopping import Stopped, finishing, stoppable
 
 Kill = Callable[[signal.Signals], None]
 

@@ -9,9 +9,9 @@ import torch
 from peft import get_peft_model
 
 from mixlora import MixLoraConfig
-from results.batches import StepCollator, TrainingSet
-from results.spec import TrainSettings
-from results.training import fine_tune
+from results.cells.spec import TrainSettings
+from results.running.batches import StepCollator, TrainingSet
+from results.running.training import fine_tune
 from tasks.encoding import TrainingRow
 from tests.mixlora.models import VOCAB, make_model
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from reproduce import main
-from results.record_files import save_record
-from results.records import RecordStore
+from results.store.files import save_record
+from results.store.records import RecordStore
 
 GRID = ("--tasks", "arc-e,obqa", "--methods", "base,mixlora", "--limit-train", "16")
 GRID += ("--limit-eval", "6", "--packed", "2")

@@ -13,8 +13,15 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from results import weights
-from results.weights import MODELS, ModelSource, WeightsError, load_model, resolve, resolve_device
+from results.models import weights
+from results.models.weights import (
+    MODELS,
+    ModelSource,
+    WeightsError,
+    load_model,
+    resolve,
+    resolve_device,
+)
 
 UNBUNDLED = ModelSource("some-model")
 

@@ -25,10 +25,10 @@ import pytest
 import torch
 
 from results.accuracy import single_task
-from results.executor import execute
-from results.inputs import InputLoader
-from results.records import RecordStore
-from results.weights import MODELS, resolve
+from results.models.weights import MODELS, resolve
+from results.running.executor import execute
+from results.running.inputs import InputLoader
+from results.store.records import RecordStore
 from tasks.sources import open_source
 from tests.results.builders import make_request
 

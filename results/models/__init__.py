@@ -1,0 +1,1 @@
+"""Base models: their shapes, where their weights come from, and how they are loaded."""

@@ -1,0 +1,87 @@
+"""The pictures of a table whose settings are the values of one number (Figure 4's kind)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+from ..cells.methods import METHOD_TITLES
+from ..store.records import RunRecord
+from .compare import AVERAGE
+from .figures import Line, Panel, draw
+from .rendered import Rendered
+
+_Finish = Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered]
+
+_LEGEND = "shaded: standard error over examples, of measured accuracies; axes do not start at 0"
+
+
+def pictured(title: str, x_label: str, parameters: str = "") -> _Finish:
+    """What adds pictures to such a table: accuracy over all tasks by setting, a line a method.
+
+    A panel for each measured model and metric, and one for each of the paper's models. The settings
+    are named "name=value" and stand in their order, at equal distances. Bands are the standard
+    error over examples, of measured accuracies; the paper gives none.
+
+    Args:
+        title: Of the picture.
+        x_label: What the settings are values of.
+        parameters: Title of a second one over the trainable parameters; "" for none.
+    """
+
+    def finish(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -> Rendered:
+        positions: dict[str, float] = {setting: i for i, setting in enumerate(records)}
+        ticks = {i: setting.rpartition("=")[2] for i, setting in enumerate(records)}
+        # Means only over all the tasks that were asked for, of accuracies alone.
+        means = [
+            row
+            for row in rendered.rows
+            if row["task"].startswith(AVERAGE) and row["unit"] == "%" and row["setting"] in records
+        ]
+        if not means:
+            return rendered
+        places = [positions[row["setting"]] for row in means]
+        pictures = {rendered.name: draw(title, x_label, _panels(means, places), _LEGEND, ticks)}
+        if parameters:
+            percent = {_who(r): r["value"] for r in rendered.rows if r["metric"] == "params"}
+            panels = _panels(means, [percent[_who(row)] for row in means])
+            images = draw(parameters, "trainable parameters, % of the model", panels, _LEGEND)
+            pictures[f"{rendered.name}-parameters"] = images
+        figures = {
+            f"{name}.{kind}": data
+            for name, images in pictures.items()
+            for kind, data in images.items()
+        }
+        return dataclasses.replace(rendered, figures=figures)
+
+    return finish
+
+
+def _who(row: Mapping[str, str]) -> tuple[str, ...]:
+    """What has one number of parameters."""
+    return tuple(row[name] for name in ("source", "model", "method", "setting"))
+
+
+def _panels(rows: Sequence[dict], places: Sequence[float]) -> list[Panel]:
+    """The rows as panels by model and metric, each at its place on the x axis."""
+    found: dict[tuple[str, str], dict[str, list[tuple[float, dict]]]] = {}
+    for row, place in zip(rows, places, strict=True):
+        panel = (f"{row['model']}, {row['source']}", f"{row['metric']} ({row['task']}), %")
+        found.setdefault(panel, {}).setdefault(row["method"], []).append((place, row))
+    return [
+        Panel(label, [_line(*e) for e in by_method.items()], from_zero=False, title=title)
+        for (title, label), by_method in found.items()
+    ]
+
+
+def _line(method: str, points: list[tuple[float, dict]]) -> Line:
+    ordered = sorted(points, key=lambda point: point[0])
+    values = [row["value"] for _, row in ordered]
+    errors = [row["stderr"] or 0.0 for _, row in ordered]
+    return Line(
+        METHOD_TITLES[method],
+        [place for place, _ in ordered],
+        values,
+        [value - error for value, error in zip(values, errors, strict=True)],
+        [value + error for value, error in zip(values, errors, strict=True)],
+    )

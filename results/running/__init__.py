@@ -1,0 +1,1 @@
+"""Runs cells: inputs, fine-tuning, scoring, and which cells are still to be run."""
