@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 
-from results.accuracy import single_task
+from results.cells.layout import single_task
 from results.cells.spec import RunOptions, RunSpec, TrainSettings
 from results.models.weights import MODELS, resolve
 from results.running import processes, training

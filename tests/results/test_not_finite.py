@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from results.accuracy import single_task
+from results.cells.layout import single_task
 from results.models.weights import MODELS, resolve
 from results.running.executor import execute
 from results.running.inputs import InputLoader

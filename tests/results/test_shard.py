@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reproduce import main
-from results.accuracy import single_task
+from results.cells.layout import single_task
 from results.cells.spec import RunOptions, RunSpec
 from results.running.executor import execute, stored
 from results.store.failures import FailureStore

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 
-from results.accuracy import single_task
+from results.cells.layout import single_task
 from results.models.weights import MODELS, resolve
 from results.running.executor import execute
 from results.running.inputs import InputLoader
