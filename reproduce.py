@@ -22,10 +22,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from results.messages import redacted
 from results.models.weights import DTYPES
 from results.running import processes
 from results.store.files import OutputError, check_writable
-from results.store.redact import redacted
 from results.store.stopping import Stopped, stoppable
 from results.tables import Table, get_table, table_names
 

@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from .cells.packing import Pack, make_packs
 from .cells.spec import RunOptions, RunSpec, cell_id
+from .messages import first_line
 from .rendering.rendered import Rendered, bullets, table
 from .running.inputs import InputLoader
-from .store.failures import first_line
 from .store.records import RecordStore, RunRecord
 
 # Of a record's differences, as many are shown.

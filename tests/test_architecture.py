@@ -30,6 +30,7 @@ ALLOWED_PACKAGES: dict[str, set[str]] = {
 }
 # Within results/, a part imports from those in the lines before its own.
 LAYERS: list[set[str]] = [
+    {"messages"},
     {"models"},
     {"cells"},
     {"store"},

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 import reproduce
+from results.messages import redacted
 from results.models.files import WeightsError, weight_files
 from results.report import write_report
 from results.running.executor import execute
 from results.store.failures import FailureStore
 from results.store.files import load_record, save_record
 from results.store.records import RecordStore, RunRecord
-from results.store.redact import redacted
 from tests.results.builders import make_record, make_spec
 from tests.results.test_executor import cells, loader
 from tests.test_processes import Grid

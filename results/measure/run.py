@@ -9,8 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from results.cells.spec import RESULTS_VERSION
+from results.messages import first_line
 from results.running import provenance
-from results.store.failures import FAILED, OOM, first_line
+from results.store.failures import FAILED, OOM
 from results.store.locks import taken
 
 from .records import DONE, MeasureRecord, MeasureStore

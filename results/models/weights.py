@@ -13,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from results.messages import first_line
 from results.models.files import WeightsError, digest, weight_files
 from results.models.hub import hub_trouble
 from results.models.quantise import quantize_options
 from results.models.shapes import SHAPES
-from results.store.failures import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

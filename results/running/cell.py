@@ -27,8 +27,8 @@ from tasks.encoding import encode_training
 
 from ..cells.methods import BASE, get_method
 from ..cells.spec import RunOptions, RunSpec, TrainSettings
+from ..messages import first_line
 from ..models.weights import load_model
-from ..store.failures import first_line
 from ..store.records import RunRecord
 from . import processes, provenance
 from .batches import TrainingSet

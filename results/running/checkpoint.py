@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..store.failures import first_line
+from ..messages import first_line
 from ..store.files import atomic_file, remove_remains
 from . import processes
 
@@ -108,7 +108,15 @@ class Checkpoint:
 
 
 #: What `Checkpoint.save` writes.
-_PARTS = {"made_by", "step", "weights", "optimizer", "random", "others"}
+_PARTS = {
+    "made_by",
+    "step",
+    "weights",
+    "optimizer",
+    "random",
+    "random of the other processes",
+    "others",
+}
 
 
 def read(path: Path) -> dict[str, Any] | None:

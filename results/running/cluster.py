@@ -11,14 +11,16 @@ import importlib.util
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from ..cells.spec import RunOptions
-from ..store.failures import FailureStore, OutOfMemory, first_line
+from ..messages import first_line
+from ..store.failures import FailureStore, OutOfMemory
 from ..store.files import OutputError
 from ..store.records import RecordStore
 from .inputs import InputLoader
@@ -147,7 +149,9 @@ def _cluster(needs: dict[str, int]) -> Iterator[Any]:
         for number, handler in handlers.items():
             signal.signal(number, handler)
         _check_nodes(ray, needs)
-        yield ray
+        # What its threads print would stand among the tables.
+        with redirect_stdout(sys.stderr):
+            yield ray
     finally:
         ray.shutdown()
 

@@ -10,7 +10,8 @@ import torch
 
 from mixlora.profiling import is_out_of_memory
 
-from ..store.failures import OutOfMemory, first_line
+from ..messages import first_line
+from ..store.failures import OutOfMemory
 
 
 class BatchTooLarge(OutOfMemory):

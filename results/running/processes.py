@@ -21,7 +21,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from ..cells.spec import TrainSettings
-from ..store.failures import OutOfMemory, first_line
+from ..messages import first_line
+from ..store.failures import OutOfMemory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,19 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..cells.spec import Fingerprints, RunSpec, cell_id
+from ..messages import first_line, redacted
 from .files import load_record, load_records, remove, save_record, write_atomically
-from .redact import redacted
 
 FAILED, OOM = "failed", "OOM"
 
 
 class OutOfMemory(RuntimeError):
     """A cell ran out of memory; says where, and in which batch."""
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, cut to one line and without secrets; "" if it says nothing."""
-    return redacted(str(error)).strip().partition("\n")[0]
 
 
 @dataclass(frozen=True)

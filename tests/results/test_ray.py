@@ -34,7 +34,16 @@ def start(output: Path) -> subprocess.Popen[str]:
     changed = {"OMP_NUM_THREADS": "1", "RAY_ADDRESS": ""}
     environment = {name: text for name, text in (os.environ | changed).items() if text}
     pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(
+        line,
+        cwd=ROOT,
+        env=environment,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # A shell starts what runs in its background with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], output: Path) -> str:

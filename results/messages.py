@@ -1,4 +1,4 @@
-"""Takes tokens and passwords out of what others' exceptions say, before it is stored or printed."""
+"""What others' exceptions say, as it may be stored and printed: without tokens and passwords."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def redacted(text: str) -> str:
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, cut to one line and without secrets; "" if it says nothing."""
+    return redacted(str(error)).strip().partition("\n")[0]
