@@ -62,5 +62,5 @@ $(VENV)/.harness: pyproject.toml constraints.txt | $(BIN)/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) '.[harness,quant,test,lint]'
+	$(INSTALL) '.[harness,quant,ray,test,lint]'
 	touch $@ $(VENV)/.harness

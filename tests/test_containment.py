@@ -27,23 +27,26 @@ from tests.test_processes import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "hf_thisIsNoTokenButItLooksLikeOne"
+#: For the commit, and matplotlib's for the fonts there are.
+PROGRAMS = ("git -C ", "fc-list ")
 #: Folders of an output directory, see CONTRIBUTING.md.
 FOLDERS = ("records", "failures", "logs", "checkpoints", "locks", "tables", "figures")
 ESCAPES = ["../../evil", "/tmp/evil", "..", "a/../../evil", "..\\evil", "evil\0"]
 
 
 def not_allowed(events: list[tuple[str, str]], folders: list[Path]) -> list[tuple[str, str]]:
-    """Of what `tests.audited` wrote down: writes elsewhere, programs but git, connections."""
+    """Of what `tests.audited` wrote down: writes elsewhere, other programs, connections."""
     found = []
     for kind, what in events:
         inside = any(Path(what).resolve().is_relative_to(folder.resolve()) for folder in folders)
         writes = kind == "write" and (inside or what == os.devnull)
-        if not writes and not (kind == "start" and what.startswith("git -C ")):
+        starts = kind == "start" and what.startswith(PROGRAMS)
+        if not writes and not starts:
             found.append((kind, what))
     return found
 
 
-def test_a_run_writes_into_its_output_and_caches_starts_git_and_connects_to_nothing(
+def test_a_run_writes_into_its_output_and_caches_and_connects_to_nothing(
     tmp_path: Path,
 ) -> None:
     output, home, scratch, log = (tmp_path / n for n in ("output", "home", "scratch", "log"))
@@ -67,7 +70,7 @@ def test_a_run_writes_into_its_output_and_caches_starts_git_and_connects_to_noth
     )
     assert result.returncode == 0, result.stderr
     events = [tuple(json.loads(line)) for line in log.read_text().splitlines()]
-    caches = [home / ".cache", home / ".config" / "matplotlib"]
+    caches = [home / ".cache", home / ".config"]
     assert not_allowed(events, [output, scratch, *caches]) == []
     # It was watched: all that is there was seen, and git.
     written = {what for kind, what in events if kind == "write"}

@@ -23,6 +23,7 @@ from ..messages import first_line
 from ..store.failures import FailureStore, OutOfMemory
 from ..store.files import OutputError
 from ..store.records import RecordStore
+from ..store.stopping import finishing
 from .inputs import InputLoader
 from .progress import Progress
 from .work import POLL_SECONDS, Settled, Work, settle
@@ -70,7 +71,12 @@ def run_on_ray(
         running = {task.remote(work, shared): work for work in waiting}
         said = False
         while running:
-            (ready, *_), _ = ray.wait(list(running))
+            # Ray makes something else of what a signal raises within it.
+            with finishing():
+                done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
+            if not done:
+                continue
+            (ready,) = done
             work = running.pop(ready)
             settled = _result(ray, ready, work, loader, output)
             if settled is not None:
@@ -99,7 +105,8 @@ def _settle_there(
 def _result(ray: Any, ready: Any, work: Work, loader: InputLoader, output: Path) -> Settled | None:
     """What a task has come to; a pack whose workers have all died has failed."""
     try:
-        settled: Settled | None = ray.get(ready)
+        with finishing():
+            settled: Settled | None = ray.get(ready)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.OutOfMemoryError as error:
