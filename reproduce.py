@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from results.messages import redacted
+from results.messages import redacted, short
 from results.models.weights import DTYPES
 from results.running import processes
 from results.store.files import OutputError, check_writable
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _say(line: str) -> None:
     # By one for all processes; in one line, though names of files can hold anything but NUL.
     if processes.rank() == 0:
-        print(" ".join(line.splitlines()), file=sys.stderr)
+        print(short(" ".join(line.splitlines())), file=sys.stderr)
 
 
 def _run(arguments: list[str] | None) -> int:

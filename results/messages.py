@@ -11,6 +11,9 @@ _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
 #: Shorter than any token, and perhaps a word of the text.
 _SHORTEST = 8
 
+# More is no message for a person.
+_LONGEST = 2_000
+
 #: The hub's tokens wherever they come from, authorization headers, user and password of an address
 #: (a proxy's, an endpoint's), and tokens within its query.
 _PATTERNS = (
@@ -36,3 +39,8 @@ def redacted(text: str) -> str:
 def first_line(error: Exception) -> str:
     """What an exception says, cut to one line and without secrets; "" if it says nothing."""
     return redacted(str(error)).strip().partition("\n")[0]
+
+
+def short(text: str) -> str:
+    """The text, its middle left out if what it quotes is as long as a file."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-200:]}"

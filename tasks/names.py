@@ -17,4 +17,6 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
         return name
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise ValueError(f"unknown {kind} {name!r}{hint}; known: {', '.join(names)}")
+    typed = repr(name)
+    typed = typed if len(typed) <= 80 else f"{typed[:77]}..."
+    raise ValueError(f"unknown {kind} {typed}{hint}; known: {', '.join(names)}")

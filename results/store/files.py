@@ -20,6 +20,7 @@ from typing import IO, Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
+from ..messages import short
 from .stopping import finishing
 
 
@@ -172,7 +173,7 @@ def load_record(path: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> Any
             record = parse(content)
             record_id = record.id
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            why = " ".join(f"{type(error).__name__}: {error}".splitlines())
+            why = short(" ".join(f"{type(error).__name__}: {error}".splitlines()))
             raise ValueError(
                 f"{path}: not a record of this version ({why}); delete it to have it made again"
             ) from error

@@ -26,7 +26,7 @@ def check_record(data: dict[str, Any]) -> None:
     for name in ("tasks", "training", "seconds", "provenance"):
         _check(isinstance(data[name], dict), name, data[name], "values by name")
     wanted = sorted(data["spec"]["eval_tasks"])
-    _check(sorted(data["tasks"]) == wanted, "tasks", sorted(data["tasks"]), f"{wanted}")
+    _check(sorted(data["tasks"]) == wanted, "tasks", sorted(data["tasks"]), _short(wanted))
     for name, task in data["tasks"].items():
         _check_task(f"tasks.{name}", task)
     for name, value in data["seconds"].items():
@@ -80,6 +80,9 @@ def _is_count(value: Any) -> bool:
 
 def _check(condition: Any, where: str, value: Any, expected: str) -> None:
     if not condition:
-        text = repr(value)
-        text = text if len(text) <= 60 else f"{text[:57]}..."
-        raise ValueError(f"{where} is {text}: expected {expected}")
+        raise ValueError(f"{where} is {_short(value)}: expected {expected}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -121,6 +121,18 @@ def test_a_record_of_other_code_is_kept_and_refused(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def test_what_is_wrong_is_not_repeated_at_length(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    path = store.save(make_record(make_spec(), [0], [0]))
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    content["spec"]["eval_tasks"] = ["x" * 100_000]
+    save_record(path, content)
+    with pytest.raises(ValueError, match=path.name) as error:
+        store.all()
+    assert len(str(error.value)) < 3_000
+
+
 def test_old_records_are_read_once_they_are_stamped(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
     old, new = make_record(make_spec(), [0], [0]), make_record(make_spec(seed=1), [0], [1])
