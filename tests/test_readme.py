@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 REPRODUCE = (
     "python reproduce.py",
     "torchrun --nproc_per_node 8 reproduce.py",
-    "accelerate launch --num_processes 2 --cpu --mixed_precision no reproduce.py",
+    "accelerate launch --multi_gpu --num_processes 8 --mixed_precision no reproduce.py",
 )
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 

@@ -341,6 +341,5 @@ def _check_accelerate() -> None:
     if set_up:
         raise ValueError(
             f"accelerate is set up for {' and '.join(set_up)}: a cell is trained by data "
-            "parallelism in its own dtype; launch it with --multi_gpu or --cpu, "
-            "--mixed_precision no"
+            "parallelism in its own dtype; launch it with --multi_gpu --mixed_precision no"
         )
