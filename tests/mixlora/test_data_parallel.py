@@ -1,8 +1,9 @@
-"""MixLoRA under torch's own DDP: no unused parameters, and the loss of one process."""
+"""MixLoRA under torch's own DDP and FSDP: no unused parameters, and the loss of one process."""
 
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch.multiprocessing as mp
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from peft import LoraConfig, get_peft_model
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mixlora import MixLoraConfig
@@ -52,9 +56,25 @@ def tuned(method: str) -> Any:
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
-    return {
-        n.removeprefix("module."): p.grad for n, p in model.named_parameters() if p.requires_grad
-    }
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            whole = parameter.grad
+            whole = whole.full_tensor() if isinstance(whole, DTensor) else whole
+            found[name.removeprefix("module.")] = whole
+    return found
+
+
+def with_ddp(model: Any) -> Any:
+    return DistributedDataParallel(model, find_unused_parameters=False)
+
+
+def with_fsdp(model: Any) -> Any:
+    """As `examples/fsdp.yaml` has it: layer by layer, frozen weights and adapters together."""
+    mesh = init_device_mesh("cpu", (2,))
+    for layer in model.get_base_model().model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def add_up(values: torch.Tensor) -> torch.Tensor:
@@ -63,19 +83,20 @@ def add_up(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def step(rank: int, port: int, folder: str) -> None:
+def step(rank: int, port: int, folder: str, wrapped: Callable[[Any], Any]) -> None:
     """Two steps of half the rows; the second notices parameters that the first left out."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     found = {}
     own = IDS.chunk(2)[rank]
     for method in CONFIGS:
-        model = DistributedDataParallel(tuned(method), find_unused_parameters=False)
-        with balanced_over(model.module, add_up):
+        plain = tuned(method)
+        model = wrapped(plain)
+        with balanced_over(plain, add_up):
             for _ in range(2):
                 model.zero_grad()
                 loss = model(input_ids=own, labels=own, num_items_in_batch=20).loss
-                # DDP means over processes what is to be added up.
+                # Both mean over processes what is to be added up.
                 (2 * loss).backward()
         found[method] = (add_up(loss.detach()), gradients(model))
     if rank == 0:
@@ -83,11 +104,14 @@ def step(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_ddp_has_the_loss_and_gradients_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrapped", [with_ddp, with_fsdp])
+def test_two_processes_have_the_loss_and_gradients_of_one(
+    wrapped: Callable[[Any], Any], tmp_path: Path
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(step, (port, str(tmp_path)), nprocs=2)
+    mp.spawn(step, (port, str(tmp_path), wrapped), nprocs=2)
     found = torch.load(tmp_path / "found.pt")
     for method in CONFIGS:
         model = tuned(method)
