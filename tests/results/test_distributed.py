@@ -122,7 +122,9 @@ def test_torchrun_makes_the_records_of_one_process(
     assert main([*GRID, "--output", str(tmp_path / "one")]) == 0
     alone = capsys.readouterr().out
     line = [sys.executable, *TORCHRUN, "reproduce.py", *GRID, "--output", str(tmp_path / "two")]
-    both = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    both = subprocess.run(
+        line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+    )
     assert both.returncode == 0, both.stderr
     one, two = by_method(tmp_path / "one"), by_method(tmp_path / "two")
     assert set(one) == set(two) == {"lora", "dora", "mixlora", "mixdora"}
