@@ -183,6 +183,18 @@ class Fingerprints:
     prompts: str
     results_version: int = RESULTS_VERSION
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Fingerprints:
+        """Those of a stored file, which has them all.
+
+        Raises:
+            ValueError: One is missing, or there are more.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if sorted(data) != sorted(names):
+            raise ValueError(f"fingerprints: expected {', '.join(names)}")
+        return cls(**data)
+
 
 def cell_id(spec: RunSpec, fingerprints: Fingerprints) -> str:
     """Content hash that names a cell's record, 20 hex digits."""

@@ -63,7 +63,7 @@ class Failure:
                 raise ValueError(f"{name} is no text of one line")
         values = {key: value for key, value in data.items() if key != "id"}
         values["spec"] = RunSpec.from_json(data["spec"])
-        values["fingerprints"] = Fingerprints(**data["fingerprints"])
+        values["fingerprints"] = Fingerprints.from_json(data["fingerprints"])
         return cls(**values)
 
 

@@ -101,7 +101,7 @@ class RunRecord:
         check_record(data)
         values = {key: value for key, value in data.items() if key != "id"}
         values["spec"] = RunSpec.from_json(data["spec"])
-        values["fingerprints"] = Fingerprints(**data["fingerprints"])
+        values["fingerprints"] = Fingerprints.from_json(data["fingerprints"])
         values["tasks"] = {name: TaskResult(**task) for name, task in data["tasks"].items()}
         return cls(**values)
 

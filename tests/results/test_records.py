@@ -121,6 +121,16 @@ def test_a_record_of_other_code_is_kept_and_refused(tmp_path: Path) -> None:
     assert path.exists()
 
 
+def test_a_record_that_lacks_the_codes_version_has_no_other(tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    path = store.save(make_record(make_spec(), [0], [0]))
+    content = json.loads(path.read_text())
+    del content["checksum"], content["fingerprints"]["results_version"]
+    save_record(path, content)
+    with pytest.raises(ValueError, match="fingerprints: expected train_data, eval_data"):
+        store.all()
+
+
 def test_what_is_wrong_is_not_repeated_at_length(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
     path = store.save(make_record(make_spec(), [0], [0]))
