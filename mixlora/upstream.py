@@ -125,7 +125,10 @@ def load(
     if settings.get("act_fn") not in (None, used):
         act_fn = settings["act_fn"]
         raise ValueError(f"{folder / CONFIG_FILE}: act_fn={shown(act_fn)}: the model has {used!r}")
-    tuned = get_peft_model(model, config, adapter_name)
+    try:
+        tuned = get_peft_model(model, config, adapter_name)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE}: {error}") from error
     config.base_model_name_or_path = config.base_model_name_or_path or base_name
     places = dict(_places(tuned, adapter_name))
     check_fit(str(folder / WEIGHTS_FILE), weights, places)
