@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     # Everything within raises ValueError for a user's mistake only: what goes wrong inside a cell
     # stays in the outcome.
     except ValueError as error:
-        _say(f"reproduce.py: {redacted(str(error))}")
+        _say(f"reproduce.py: {error}")
         return 2
     except (OutputError, processes.ProcessLost) as error:
         _say(f"reproduce.py: {error}; {_how_to_go_on(arguments)}")
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _say(line: str) -> None:
     # By one for all processes; in one line, though names of files can hold anything but NUL.
     if processes.rank() == 0:
-        print(short(" ".join(line.splitlines())), file=sys.stderr)
+        print(short(redacted(" ".join(line.splitlines()))), file=sys.stderr)
 
 
 def _run(arguments: list[str] | None) -> int:
@@ -100,6 +100,11 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[Table, argparse
     Raises:
         ValueError: The table is unknown, has no such option, or a number is expected there.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for word in arguments:
+        # argparse would drop the value and go on with an empty list.
+        if word.startswith("--") and word.endswith("=--"):
+            raise ValueError(f"argument {word}: '--' is no value (see --help)")
     # The table first, because it says which options there are.
     chooser = _Parser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--table", default="main")

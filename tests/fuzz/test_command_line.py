@@ -76,6 +76,7 @@ def options(draw: Any) -> list[str]:
 @example(words=["--seeds", "4294967296", "--dry-run"]).via("a seed that no cell could be run with")
 @example(words=["--data-dir", "\x00", "--dry-run"])
 @example(words=["--table", "9" * 10_000, "--dry-run"]).via("a long name")
+@example(words=["--limit-train=--", "--dry-run"]).via("what argparse makes a list of")
 def test_arguments(words: list[str]) -> None:
     ended = run_command("command line", main, words)
     if ended.result is not None and "--help" not in words and "-h" not in words:
