@@ -189,20 +189,13 @@ class AccuracyPlan:
             name: [outcome.records[cell] for cell in cells if cell in outcome.records]
             for name, cells in self.by_setting.items()
         }
+        without_record = {cell: failure.status for cell, failure in outcome.failed.items()}
+        without_record |= self._by_cell(dict.fromkeys(outcome.not_run, NOT_RUN))
         statuses: dict[tuple[str, ...], str] = {
-            (cell.model, cell.method, name, task): outcome.failed[cell].status
+            (cell.model, cell.method, name, task): without_record[cell]
             for name, cells in self.by_setting.items()
             for cell in cells
-            if cell in outcome.failed
-            for task in cell.eval_tasks
-        }
-        # A pack's companions are no part of a cell in a table.
-        not_run = {dataclasses.replace(spec, packed_with=()) for spec in outcome.not_run}
-        statuses |= {
-            (cell.model, cell.method, name, task): NOT_RUN
-            for name, cells in self.by_setting.items()
-            for cell in cells
-            if cell in not_run
+            if cell in without_record
             for task in cell.eval_tasks
         }
         table, tasks = self.table, self.request.tasks

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -115,7 +116,7 @@ def execute(
 
     if waiting:
         run = run_on_ray if options.executor == RAY else _run_here
-        with Progress(found, asked) as progress:
+        with closing(Progress(found, asked)) as progress:
             for settled in run(waiting, loader, store.output, fresh, options, progress):
                 progress.end(settled)
                 outcome.records |= settled.records

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from types import TracebackType
 
 from tqdm import tqdm
 
@@ -12,7 +11,7 @@ from .work import Settled, Work
 
 
 class Progress:
-    """Shows how far a run is, while its block lasts.
+    """Shows how far a run is, until it is closed.
 
     Args:
         done: Cells that were done before.
@@ -24,15 +23,8 @@ class Progress:
         self._settled = done
         self._bar = tqdm(total=total, initial=done, unit="cell", dynamic_ncols=True, disable=None)
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the bar as it is."""
         self._bar.close()
 
     def begin(self, work: Work) -> None:
