@@ -107,6 +107,11 @@ def joined() -> Iterator[bool]:
 
 def _join() -> None:
     import torch
+
+    # Its functions keep the group there is when it is loaded as a default argument, and the threads
+    # of a group that is kept run into the end of the interpreter, which aborts the process. What
+    # trains loads it sooner or later: here there is no group yet.
+    import torch.distributed.nn
     from torch import distributed
 
     _take_gpu(int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count())

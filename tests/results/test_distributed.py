@@ -33,12 +33,27 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"} | more
 
 
-def in_two(folder: Path) -> Cases:
-    """The cases of `several` in two processes."""
+# What trains is loaded after the processes have met, as in `reproduce.py`.
+LEAVE = """
+import weakref
+from results.running import processes
+with processes.joined() as follows:
+    import transformers.trainer
+    from torch import distributed
+    group = weakref.ref(distributed.group.WORLD)
+    if follows:
+        processes.told()
+if group() is not None:
+    raise SystemExit("the group, with its threads, outlives the block")
+"""
+
+
+def start_two(*arguments: str) -> None:
+    """Have two processes of Python run the same, and see that both end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    line = [sys.executable, "-m", "tests.results.several", str(folder)]
+    line = [sys.executable, *arguments]
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = [
         subprocess.Popen(line, cwd=ROOT, env=environment(RANK=rank, **common), stderr=-1)
@@ -46,6 +61,11 @@ def in_two(folder: Path) -> Cases:
     ]
     said = [process.communicate(timeout=300)[1].decode() for process in started]
     assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+
+
+def in_two(folder: Path) -> Cases:
+    """The cases of `several` in two processes."""
+    start_two("-m", "tests.results.several", str(folder))
     return json.loads((folder / "results.json").read_text())
 
 
@@ -110,6 +130,11 @@ def test_what_is_too_large_for_one_process_is_smaller_for_all(cases: tuple[Cases
     _, two = cases
     # Of 8 rows first each had 4, then each one of two micro-batches of 4, then two rows at a time.
     assert two["too large for the second"]["facts"]["accumulation"] == 4
+
+
+def test_no_thread_of_the_group_is_left_at_the_end() -> None:
+    """One that is ends with the interpreter, now and then in an abort."""
+    start_two("-c", LEAVE)
 
 
 def by_method(output: Path) -> dict[str, RunRecord]:
