@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _say(line: str) -> None:
     # By one for all processes; in one line, though names of files can hold anything but NUL.
     if processes.rank() == 0:
-        print(short(redacted(" ".join(line.splitlines()))), file=sys.stderr)
+        print(short(redacted(line)), file=sys.stderr)
 
 
 def _run(arguments: list[str] | None) -> int:

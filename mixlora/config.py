@@ -13,7 +13,7 @@ from peft.utils import CONFIG_NAME
 from .ffn import split_targets
 from .moe import FORWARDS
 from .router import ROUTINGS
-from .shown import shown
+from .shown import one_line, shown
 
 
 class _MixLoraType(str):
@@ -160,8 +160,7 @@ class MixLoraConfig(PeftConfig):
         except KeyError as error:
             raise ValueError(f"{where}: peft_type={error}: PEFT knows no such method") from error
         except (OSError, TypeError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).splitlines())
-            raise ValueError(f"{where}: {reason}") from error
+            raise ValueError(f"{where}: {one_line(error)}") from error
 
     @property
     def attention_targets(self) -> frozenset[str]:

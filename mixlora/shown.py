@@ -7,6 +7,11 @@ from typing import Any
 _LONGEST = 200
 
 
+def one_line(text: object) -> str:
+    """A message, such as an exception, with spaces for its line breaks."""
+    return " ".join(str(text).splitlines())
+
+
 def shown(value: Any) -> str:
     """A value as it looks in source, on one line of at most 200 characters."""
     try:
@@ -14,7 +19,7 @@ def shown(value: Any) -> str:
     # Python writes no whole number of thousands of digits, and no list in lists without end.
     except (ValueError, RecursionError):
         text = f"a {type(value).__name__} too large to show"
-    text = " ".join(text.splitlines())
+    text = one_line(text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 

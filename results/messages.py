@@ -42,5 +42,6 @@ def first_line(error: Exception) -> str:
 
 
 def short(text: str) -> str:
-    """The text, its middle left out if what it quotes is as long as a file."""
+    """The text on one line, its middle left out if what it quotes is as long as a file."""
+    text = " ".join(text.splitlines())
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-200:]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mixlora.effect import NoEffectError
-from mixlora.shown import shown
+from mixlora.shown import one_line, shown
 
 from .data import DataError
 
@@ -45,7 +45,7 @@ def main() -> int:
         prepare(arguments)
         command.execute(arguments)
     except (AdapterError, NoEffectError, DataError, CommandError) as error:
-        print(" ".join(f"mixlora-lm-eval: {error}".splitlines()), file=sys.stderr)
+        print(f"mixlora-lm-eval: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -89,5 +89,4 @@ def _from_file(config: str) -> dict[str, Any]:
         return EvaluatorConfig.load_yaml_config(config)
     # lm-eval has another exception for each way in which a file can be wrong.
     except Exception as error:
-        reason = " ".join(str(error).splitlines())
-        raise CommandError(f"--config {config}: {reason}") from error
+        raise CommandError(f"--config {config}: {one_line(error)}") from error

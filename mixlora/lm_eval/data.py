@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mixlora.shown import one_line
+
 _FORMATS = {".jsonl": "json", ".jsonl.gz": "json", ".parquet": "parquet"}
 
 
@@ -54,5 +56,5 @@ def load(
         return {split: datasets.load_dataset(kind, data_files=str(file), split="train")}
     # The reader of each format has exceptions of its own, wrapped once more in others.
     except Exception as error:
-        reason = " ".join(str(error.__cause__ or error).splitlines())[:200]
+        reason = one_line(error.__cause__ or error)[:200]
         raise DataError(f"{file}: cannot be read ({reason or type(error).__name__})") from error

@@ -173,7 +173,7 @@ def load_record(path: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> Any
             record = parse(content)
             record_id = record.id
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            why = short(" ".join(f"{type(error).__name__}: {error}".splitlines()))
+            why = short(f"{type(error).__name__}: {error}")
             raise ValueError(
                 f"{path}: not a record of this version ({why}); delete it to have it made again"
             ) from error

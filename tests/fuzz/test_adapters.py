@@ -118,6 +118,14 @@ def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     )
 
 
+def said_by(content: bytes) -> Any:
+    """What a file of settings holds, as JSON; None if it is too long or none."""
+    try:
+        return json.loads(content.decode()) if len(content) <= LARGEST_CONFIG else None
+    except (ValueError, RecursionError):
+        return None
+
+
 @cases(quick=40, torture=900)
 @given(data=st.data())
 def test_the_authors_weights(base: Any, folder: Path, data: Any) -> None:
@@ -177,10 +185,7 @@ def test_the_authors_settings(base: Any, folder: Path, data: Any) -> None:
     if data is None:
         assert f"more than {LARGEST_CONFIG:,} bytes" in ended.refusal
         return
-    try:
-        said = json.loads(content.decode()) if readable and len(content) <= LARGEST_CONFIG else None
-    except (ValueError, RecursionError):
-        said = None
+    said = said_by(content) if readable else None
     if not isinstance(said, dict):
         assert ended.refusal and "adapter_config.json" in ended.refusal
     elif said == SETTINGS | {"expert_lora": {"r": SETTINGS["r"]}}:
@@ -266,10 +271,7 @@ def test_pefts_settings(base: Any, peft_folder: Path, folder: Path, data: Any) -
     if data is None:
         assert f"more than {LARGEST_CONFIG:,} bytes" in ended.refusal
         return
-    try:
-        said = json.loads(content.decode()) if readable and len(content) <= LARGEST_CONFIG else None
-    except (ValueError, RecursionError):
-        said = None
+    said = said_by(content) if readable else None
     if not isinstance(said, dict) or said.get("peft_type") != "MIXLORA":
         assert ended.refusal
     # Python's 1 is equal to its True, JSON's is another value.
