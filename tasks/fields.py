@@ -105,7 +105,7 @@ def read_choices(row: dict[str, Any]) -> tuple[tuple[str, ...], int]:
         raise RowError("choices", f"got {len(options)} texts and the labels {show(labels)}")
     key = read_text(row, "answerKey")
     if key not in labels:
-        raise RowError("answerKey", f"got {show(key)}, the labels are {', '.join(labels)}")
+        raise RowError("answerKey", f"got {show(key)}, the labels are {show(labels)}")
     return options, labels.index(key)
 
 

@@ -203,6 +203,15 @@ def test_mutated_rows(folder: Path, data: Any, name: str) -> None:
     check(folder, name, file, content, changed)
 
 
+def test_a_label_of_a_megabyte_is_not_repeated(folder: Path) -> None:
+    choices = {"text": ["a", "b"], "label": ["A" * 1_000_000, "B"]}
+    row = {"id": "0", "question": "?", "choices": choices, "answerKey": "A"}
+    content = dumps(row) + b"\n"
+    file = fresh(folder, "arc-e", ".jsonl")
+    file.write_bytes(content)
+    check(folder, "arc-e", file, content, {"choices"})
+
+
 @cases(quick=80, torture=1600)
 @given(data=st.data(), name=st.sampled_from(TASK_NAMES))
 def test_damaged_files(folder: Path, data: Any, name: str) -> None:
