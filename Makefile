@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 # Minutes: kills at random moments, eight processes on one output, every record run again, 500 cells in one process;
 # with the tests of single faults, so that the last line counts all that were injected. Then more than 10,000 cases of
 # bad input, counted by kind.
-FAULTS := tests/test_processes.py $(addprefix tests/results/test_,stopping.py out_of_memory.py not_finite.py \
+FAULTS := tests/test_processes.py $(addprefix tests/harness/test_,stopping.py out_of_memory.py not_finite.py \
     hub.py executor.py)
 
 torture: $(VENV)/.dev

@@ -22,12 +22,12 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from results.messages import redacted, short
-from results.models.weights import DTYPES
-from results.running import processes
-from results.store.files import OutputError, check_writable
-from results.store.stopping import Stopped, stoppable
-from results.tables import Table, get_table, table_names
+from harness.messages import redacted, short
+from harness.models.weights import DTYPES
+from harness.run import processes
+from harness.store.files import OutputError, check_writable
+from harness.store.stopping import Stopped, stoppable
+from harness.tables import Table, get_table, table_names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not follows:
                 return _run(arguments)
             # Here, because it loads torch.
-            from results.running.follow import follow
+            from harness.run.follow import follow
 
             follow()
             return 0
@@ -73,7 +73,7 @@ def _run(arguments: list[str] | None) -> int:
     paths = rendered.write(options.output)
     if options.report:
         # Here, because nothing else needs its libraries.
-        from results.report import write_report
+        from harness.report import write_report
 
         paths.append(write_report(options.output))
     print("written: " + ", ".join(map(str, paths)), file=sys.stderr)

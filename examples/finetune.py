@@ -17,7 +17,7 @@ from transformers import (
 
 from mixlora import MixLoraConfig
 
-BASE = "results/tiny_base"  # or any model of the families in the README, from the hub or a folder
+BASE = "tasks/miniature/model"  # or a hub id of a supported family
 OUTPUT = sys.argv[1] if len(sys.argv) > 1 else "output/finetuned"
 TEXTS = [f"Question: what is {n} plus one?\nAnswer: {n + 1}" for n in range(32)]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from results.measure.records import MeasureStore
-from results.store.records import RecordStore
-from tests.results.builders import make_record, make_request
-from tests.results.measure_builders import make_measure_record, make_plan
+from harness.speed.records import MeasureStore
+from harness.store.records import RecordStore
+from tests.harness.builders import make_record, make_request
+from tests.harness.measure_builders import make_measure_record, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 import reproduce
-from results.messages import redacted
-from results.models.files import WeightsError, weight_files
-from results.report import write_report
-from results.running.executor import execute
-from results.store.failures import FailureStore
-from results.store.files import load_record, save_record
-from results.store.records import RecordStore, RunRecord
-from tests.results.builders import make_record, make_spec
-from tests.results.test_executor import cells, loader
+from harness.messages import redacted
+from harness.models.files import WeightsError, weight_files
+from harness.report import write_report
+from harness.schedule.executor import execute
+from harness.store.failures import FailureStore
+from harness.store.files import load_record, save_record
+from harness.store.records import RecordStore, RunRecord
+from tests.harness.builders import make_record, make_spec
+from tests.harness.test_executor import cells, loader
 from tests.test_processes import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -293,7 +293,7 @@ def test_a_failure_tells_no_token(
             raise RuntimeError(f"no file at https://me:{SECRET}@example.org/") from error
         yield
 
-    monkeypatch.setattr("results.running.cell.run_pack", run_pack)
+    monkeypatch.setattr("harness.run.cell.run_pack", run_pack)
     outcome = execute(cells(methods=["lora"]), loader(), RecordStore(tmp_path), fresh=False)
     ((_, failure),) = outcome.failed.items()
     assert failure.reason.startswith("RuntimeError: no file at https://***@example.org/")
@@ -310,7 +310,7 @@ def test_the_command_line_tells_no_token(
 
     monkeypatch.setattr("datasets.load_dataset", load)
     arguments = ["--preset", "paper", "--models", "gemma-2b", "--tasks", "piqa"]
-    monkeypatch.setattr("results.accuracy.resolve", lambda *a: loader().weights["tiny"])
+    monkeypatch.setattr("harness.accuracy.resolve", lambda *a: loader().weights["tiny"])
     assert reproduce.main([*arguments, "--output", str(tmp_path / "output")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "http://***@proxy.example" in line and SECRET not in line

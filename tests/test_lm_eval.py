@@ -35,7 +35,7 @@ from tests.mixlora.models import randomise
 from tests.tasks.conftest import ROWS
 
 ROOT = Path(__file__).resolve().parents[1]
-BASE = str(ROOT / "results" / "tiny_base")
+BASE = str(ROOT / "tasks" / "miniature" / "model")
 LIMIT = 6
 
 EVERY_TASK = pytest.mark.parametrize(

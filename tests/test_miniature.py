@@ -16,7 +16,7 @@ from tasks.miniature.world import ACTIVITIES, ATTRIBUTES, SITUATIONS, THINGS, VA
 from tasks.registry import TASK_NAMES, get_task
 
 DATA = Path(make.__file__).parent / "data"
-BASE = Path(__file__).parents[1] / "results" / "tiny_base"
+BASE = Path(__file__).parents[1] / "tasks" / "miniature" / "model"
 BY_NAME = {thing.name: thing for thing in THINGS}
 CHOICE_AMONG_THINGS = ("arc-e", "arc-c", "obqa", "piqa", "winogrande")
 
@@ -131,7 +131,7 @@ def test_no_evaluated_row_is_trained_on(name: str) -> None:
 
 
 def test_pretraining_text_holds_no_task() -> None:
-    from results.tiny_base.corpus import document
+    from tasks.miniature.corpus import document
 
     rng = random.Random(7)
     text = "\n".join(document(rng) for _ in range(5000))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from results.store.records import RecordStore
+from harness.store.records import RecordStore
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = ("--tasks", "arc-e,obqa", "--methods", "lora,dora,mixlora")

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import results.accuracy
+import harness.accuracy
+from harness.run.inputs import made_from
+from harness.store.records import RecordStore, RunRecord
+from harness.tables import table_names
 from mixlora.lm_eval import cli
 from reproduce import main
-from results.running.inputs import made_from
-from results.store.records import RecordStore, RunRecord
-from results.tables import table_names
-from tests.results.builders import make_record
+from tests.harness.builders import make_record
 
 from .cases import cases, run, run_command
 from .mutations import damaged, dumps, mutate, put_in_place
@@ -103,11 +103,11 @@ def stand_in() -> Iterator[None]:
         }
         yield RunRecord(**vars(made) | changes)
 
-    module: Any = types.ModuleType("results.running.cell")
+    module: Any = types.ModuleType("harness.run.cell")
     module.run_pack, module.release_memory = run_pack, lambda: None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "results.running.cell", module)
-        patch.setattr(results.accuracy, "resolve_device", lambda name: "cpu")
+        patch.setitem(sys.modules, "harness.run.cell", module)
+        patch.setattr(harness.accuracy, "resolve_device", lambda name: "cpu")
         yield
 
 

@@ -14,12 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.run.checkpoint import Checkpoint
+from harness.store.failures import Failure, FailureStore
+from harness.store.files import checksum
+from harness.store.records import RecordStore, RunRecord
 from reproduce import main
-from results.running.checkpoint import Checkpoint
-from results.store.failures import Failure, FailureStore
-from results.store.files import checksum
-from results.store.records import RecordStore, RunRecord
-from tests.results.builders import make_record, make_request, make_spec
+from tests.harness.builders import make_record, make_request, make_spec
 
 from .cases import ENDED, cases, run, run_command
 from .mutations import damaged, dumps, mutate, put_in_place

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from results.rendering import compare
-from results.rendering.reported import COLUMNS, KEY_COLUMNS, REPORTED_CSV, read_reported
+from harness.paper.reported import COLUMNS, KEY_COLUMNS, REPORTED_CSV, read_reported
+from harness.rendering import compare
 
 from .cases import cases, run
 from .mutations import damaged, put_in_place
@@ -37,7 +37,7 @@ _CELLS = st.one_of(
 
 
 def allowed(row: list[str]) -> set[str]:
-    """The columns of a row that are not as they can be; apart from `results.rendering.reported`."""
+    """The columns of a row that are not as they can be; apart from `harness.paper.reported`."""
     cells = dict(zip(COLUMNS, row, strict=True))
     wrong = set()
     for column in ("table", "model", "task", "unit"):

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from mixlora.profiling import OutOfMemory, call_in_fresh_process
-from mixlora.profiling.fresh_process import answer
+from harness.speed.profiling import OutOfMemory, call_in_fresh_process
+from harness.speed.profiling.fresh_process import answer
 
 GIB = 1 << 30
 

@@ -19,8 +19,8 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 
+from harness.speed.profiling import call_in_fresh_process
 from mixlora import MixLoraConfig
-from mixlora.profiling import call_in_fresh_process
 
 from .models import make_model, relative_error
 from .test_families import IDS, adapted, logits

@@ -24,13 +24,13 @@ import numpy as np
 import pytest
 import torch
 
-from results.cells.layout import single_task
-from results.models.weights import MODELS, resolve
-from results.running.executor import execute
-from results.running.inputs import InputLoader
-from results.store.records import RecordStore
+from harness.cells.layout import single_task
+from harness.models.weights import MODELS, resolve
+from harness.run.inputs import InputLoader
+from harness.schedule.executor import execute
+from harness.store.records import RecordStore
 from tasks.sources import open_source
-from tests.results.builders import make_request
+from tests.harness.builders import make_request
 
 TASKS = ("arc-e", "boolq", "obqa", "piqa", "siqa")
 METHODS = ("lora", "dora", "mixlora", "mixdora")

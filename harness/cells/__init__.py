@@ -1,0 +1,1 @@
+"""What is run, as data: a cell, its methods and settings."""

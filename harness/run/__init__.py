@@ -1,0 +1,1 @@
+"""One cell: its inputs, fine-tuning and scoring."""

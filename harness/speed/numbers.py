@@ -1,0 +1,171 @@
+"""From records of measurements to numbers in long form: medians, spreads, ratios. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from harness.rendering.compare import LONG_COLUMNS
+
+from .records import DONE, MeasureRecord
+from .spec import Subject
+
+#: Beside `harness.rendering.compare.LONG_COLUMNS`: quartiles over the runs; what was read (a
+#: clock, a memory source); why there is no value ("OOM", "failed: ...", "unavailable: ..."), else
+#: ""; and what ran.
+MEASURE_COLUMNS = [
+    *LONG_COLUMNS,
+    "q25",
+    "q75",
+    "meter",
+    "status",
+    *("layers", "batch", "length", "dtype", "device", "threads"),
+]
+
+#: Workload -> metric -> the phases it adds up.
+LATENCIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "train": {
+        "forward_latency": ("forward",),
+        "backward_latency": ("backward",),
+        "step_latency": ("forward", "backward"),
+    },
+    "inference": {"forward_latency": ("forward",)},
+    "decode": {"forward_latency": ("forward",)},
+}
+
+#: The memory source behind ``peak_memory``, by kind of device.
+MAIN_SOURCE = {"cpu": "process", "cuda": "torch_allocated"}
+
+_GB = 1e9
+
+Row = dict[str, Any]
+
+
+def setting_of(workload: str, subject: Subject) -> str:
+    """The setting as in reported.csv ("train", "inference"), or "decode-b8" by rows per adapter."""
+    return f"decode-b{subject.batch}" if workload == "decode" else workload
+
+
+def latency_rows(record: MeasureRecord, index: int, references: Mapping[str, int]) -> list[Row]:
+    """Microseconds per token of one subject of a latency measurement, and its ratios.
+
+    A ratio is the median over runs of this subject's time over the reference's in the same turn.
+
+    Args:
+        record: The measurement.
+        index: The subject's.
+        references: Suffix of the ratio's metric ("ratio_to_dora") -> the reference's index.
+    """
+    spec = record.spec
+    row = _row(record, spec.subjects[index])
+    rows: list[Row] = []
+    for metric, phases in LATENCIES[spec.workload].items():
+        if record.status != DONE:
+            rows += _without_value(row, metric, "us/token", references)
+            continue
+        times = [_us_per_token(record, which, phases) for which in range(len(spec.subjects))]
+        clock = record.reports[index]["latency"][phases[0]]["source"]
+        row = row | {"meter": clock, "n": len(times[index])}
+        rows.append(row | {"metric": metric, "unit": "us/token"} | _summary(times[index]))
+        for name, reference in references.items():
+            ratios = _summary(100 * times[index] / times[reference])
+            rows.append(row | {"metric": f"{metric}_{name}", "unit": "%"} | ratios)
+    return rows
+
+
+def memory_rows(record: MeasureRecord, references: Mapping[str, MeasureRecord | None]) -> list[Row]:
+    """Peak memory per adapter in GB by every source, and ratios by the main one.
+
+    ``peak_memory`` is all there is in the process at the peak, by the device's main source;
+    ``peak_memory_above_weights`` what the run added to it; ``peak_memory_<source>`` are the others.
+
+    Args:
+        record: The measurement.
+        references: Suffix of the ratio's metric -> the reference's measurement, None without one.
+    """
+    row = _row(record, record.spec.measured) | {"n": 1}
+    main = MAIN_SOURCE[record.spec.device.partition(":")[0]]
+    if record.status != DONE:
+        metrics = ("peak_memory", "peak_memory_above_weights")
+        return [r for metric in metrics for r in _without_value(row, metric, "GB", references)]
+    rows: list[Row] = []
+    for metric, value in _peaks(record, main).items():
+        row = row | {"meter": main, "status": _reason(record, main)}
+        rows.append(row | {"metric": metric, "value": value, "unit": "GB"})
+        for name, reference in references.items():
+            other = None if reference is None else _peaks(reference, main)[metric]
+            ratio = 100 * value / other if value is not None and other else None
+            rows.append(row | {"metric": f"{metric}_{name}", "value": ratio, "unit": "%"})
+    for source, memory in record.reports[0]["memory"].items():
+        if source != main:
+            value = _gigabytes(record, memory["peak_bytes"])
+            row = row | {"meter": source, "status": _reason(record, source)}
+            rows.append(row | {"metric": f"peak_memory_{source}", "value": value, "unit": "GB"})
+    return rows
+
+
+def frame_of(rows: list[Row], columns: list[str]) -> pd.DataFrame:
+    """Long form of these rows, None where a column has no value."""
+    return pd.DataFrame(rows, columns=columns).astype({"value": float})
+
+
+def _row(record: MeasureRecord, subject: Subject) -> Row:
+    """What all numbers of a measured subject have in common."""
+    spec = record.spec
+    status = record.status if not record.reason else f"{record.status}: {record.reason}"
+    return {
+        "table": "",
+        "model": spec.shape,
+        "method": subject.name,
+        "setting": setting_of(spec.workload, subject),
+        "task": "",
+        "source": "measured",
+        "seed": "0",
+        "meter": "",
+        "status": "" if record.status == DONE else status,
+        "layers": spec.layers,
+        "batch": subject.batch,
+        "length": subject.length,
+        "dtype": spec.dtype,
+        "device": spec.device,
+        "threads": spec.threads,
+    }
+
+
+def _without_value(row: Row, metric: str, unit: str, references: Mapping[str, Any]) -> list[Row]:
+    ratios = [row | {"metric": f"{metric}_{name}", "unit": "%"} for name in references]
+    return [row | {"metric": metric, "unit": unit}, *ratios]
+
+
+def _us_per_token(record: MeasureRecord, index: int, phases: tuple[str, ...]) -> np.ndarray:
+    latency = record.reports[index]["latency"]
+    tokens = record.spec.subjects[index].tokens(record.spec.workload)
+    seconds = np.sum([latency[phase]["seconds"] for phase in phases], axis=0)
+    return seconds / tokens * 1e6
+
+
+def _summary(values: np.ndarray) -> Row:
+    q25, median, q75 = np.percentile(values, [25, 50, 75])
+    return {"value": float(median), "q25": float(q25), "q75": float(q75)}
+
+
+def _peaks(record: MeasureRecord, source: str) -> dict[str, float | None]:
+    """Metric -> GB per adapter, None where it could not be read or was not measured."""
+    memory = record.reports[0]["memory"][source] if record.status == DONE else {}
+    peak, baseline = memory.get("peak_bytes"), memory.get("baseline_bytes")
+    above = None if peak is None or baseline is None else peak - baseline
+    return {
+        "peak_memory": _gigabytes(record, peak),
+        "peak_memory_above_weights": _gigabytes(record, above),
+    }
+
+
+def _gigabytes(record: MeasureRecord, count: int | None) -> float | None:
+    return None if count is None else count / record.spec.measured.adapters / _GB
+
+
+def _reason(record: MeasureRecord, source: str) -> str:
+    return record.reports[0]["memory"][source]["reason"] or ""

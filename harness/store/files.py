@@ -1,0 +1,235 @@
+"""Files that hold results: written whole or not at all, with a checksum, and read only if it fits.
+
+A record's file is one JSON object: its content, and beside it under "checksum" the SHA-256 of that
+content in canonical form (sorted keys, no spaces). What was cut or edited is set aside as
+``<name>.damaged`` and never read as a result.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol, TypeVar
+
+from tqdm import tqdm
+
+from ..messages import short
+from .stopping import finishing
+
+
+class Record(Protocol):
+    """What a file can hold."""
+
+    @property
+    def id(self) -> str:
+        """Computed from the content; the file is named by it."""
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
+class OutputError(OSError):
+    """A file of the output directory cannot be written: one line that says which and why."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"cannot write {path}: {error.strerror or error}")
+        self._of = (path, error)
+
+    def __reduce__(self) -> tuple[type[OutputError], tuple[Path, OSError]]:
+        """Pickled, to come back from a node of a cluster."""
+        return type(self), self._of
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes the path's place at the end, or never if something is raised.
+
+    Raises:
+        OutputError: The disk is full, or the folder read-only.
+    """
+    name = None
+    try:
+        with finishing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+            name = None
+    except OSError as error:
+        raise OutputError(path, error) from error
+    finally:
+        if name is not None:
+            Path(name).unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file (text in UTF-8) by way of a temporary one: no reader sees half of it.
+
+    Raises:
+        OutputError: The disk is full, or the folder read-only.
+    """
+    with atomic_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def check_writable(output: Path) -> None:
+    """Write a file of 4 KiB to the output directory and to its folders of results, and remove it.
+
+    Raises:
+        ValueError: One of them cannot be written, or is a link to elsewhere, as an output directory
+            from somebody else could have it: nothing should be run.
+    """
+    # Links to files do no harm: what is written takes their place.
+    for folder in filter(Path.is_dir, output.glob("*")):
+        if not folder.resolve().is_relative_to(output.resolve()):
+            raise ValueError(
+                f"{folder} is a link out of the output directory; replace it by a folder, or "
+                "choose another directory with --output DIR"
+            )
+    folders = [output / name for name in ("records", "measurements", "tables")]
+    for folder in (output, *filter(Path.is_dir, folders)):
+        probe = folder / f"probe-{os.getpid()}"
+        try:
+            write_atomically(probe, b"." * 4096)
+            probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(f"{error}; choose another folder with --output DIR") from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file of the output directory if it is there.
+
+    Raises:
+        OutputError: It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(path, error) from error
+
+
+def remove_remains(path: Path) -> None:
+    """Remove what killed writers of this file left; none may be writing it now."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        file.unlink(missing_ok=True)
+
+
+def checksum(content: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object, whatever the order of its keys."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def save_record(path: Path, content: dict[str, Any], indent: int | None = None) -> None:
+    """Write a record's content and its checksum.
+
+    Args:
+        path: Named by the record's id.
+        content: Plain JSON types, "id" among them.
+        indent: As `json.dumps` takes it.
+    """
+    # As it will be read: tuples are lists by then, and keys are text.
+    content = json.loads(json.dumps(content))
+    remove_remains(path)
+    text = json.dumps({"checksum": checksum(content)} | content, indent=indent)
+    write_atomically(path, text + "\n")
+
+
+def load_record(path: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> AnyRecord | None:
+    """The record in a file; None if there is no file, or a damaged one, which is set aside.
+
+    Args:
+        path: Named by the record's id.
+        parse: From content without checksum to the record; raises what it likes if it cannot.
+
+    Raises:
+        ValueError: The file cannot be read, or is as it was written, but without a checksum or by
+            another version of the code: it may be worth keeping, so that is for its owner to
+            decide.
+    """
+    try:
+        content = _content(path)
+        if content is None:
+            return None
+        if "checksum" not in content:
+            raise ValueError(
+                f"{path}: has no checksum, as records from before there were any; if it is as "
+                f"written, `python -m harness.store.stamp {path.parent}` adds it, else delete the "
+                "file"
+            )
+        if content.pop("checksum") != _checksum_of_file(content):
+            raise _Damaged("content does not match its checksum")
+        try:
+            record = parse(content)
+            record_id = record.id
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            why = short(f"{type(error).__name__}: {error}")
+            raise ValueError(
+                f"{path}: not a record of this version ({why}); delete it to have it made again"
+            ) from error
+        if record_id != path.stem:
+            raise _Damaged("content does not match its name")
+    except _Damaged as damage:
+        _set_aside(path, str(damage))
+        return None
+    return record
+
+
+def load_records(directory: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> list[AnyRecord]:
+    """All records of a directory, in the order of their names, without damaged ones.
+
+    Args:
+        directory: Of the files; none if it is not there.
+        parse: As in `load_record`.
+
+    Raises:
+        ValueError: See `load_record`; the file is named.
+    """
+    found = (load_record(path, parse) for path in sorted(directory.glob("*.json")))
+    return [record for record in found if record is not None]
+
+
+class _Damaged(Exception):
+    """A file is not as it was written; says how that shows."""
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise _Damaged("cut, or not JSON") from error
+    if not isinstance(content, dict) or content.get("id") != path.stem:
+        raise _Damaged("content does not match its name")
+    return content
+
+
+def _checksum_of_file(content: dict[str, Any]) -> str:
+    try:
+        return checksum(content)
+    except RecursionError as error:
+        raise _Damaged("nested too deeply") from error
+
+
+def _set_aside(path: Path, why: str) -> None:
+    target = path.with_name(f"{path.name}.damaged")
+    try:
+        os.replace(path, target)
+        end = f"set aside as {target.name}"
+    except OSError as error:
+        # Another process was faster, or nothing can be changed here.
+        end = f"not used ({error.strerror})"
+    tqdm.write(f"warning: {path}: {why}; {end}", file=sys.stderr)

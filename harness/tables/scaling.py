@@ -1,0 +1,246 @@
+"""How latency and memory of fused MixLoRA grow: experts, top_k, rank, tokens, sequence length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.rendering.figures import Line, Panel, draw
+from harness.rendering.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
+from harness.speed.cells import printed
+from harness.speed.numbers import MEASURE_COLUMNS, Row, frame_of, latency_rows, memory_rows
+from harness.speed.request import Defaults, MeasureRequest
+from harness.speed.rows import LORA, ROWS
+from harness.speed.spec import MeasureSpec, Subject
+from harness.speed.table import MeasuredTable, Records, failures, provenance, status_notes
+
+_FUSED = ROWS["mixlora/fused"]
+
+#: Tokens of every batch of the sweep over the sequence length.
+_LENGTH_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One setting varied while all others stay.
+
+    Attributes:
+        name: As on the command line.
+        label: Of the axis and column.
+        points: The values.
+        default: The one that the others are compared with.
+    """
+
+    name: str
+    label: str
+    points: tuple[int, ...]
+    default: int
+
+    @property
+    def varies_batch(self) -> bool:
+        """Whether it is over the batch, not over a setting of the adapter."""
+        return self.name in ("tokens", "length")
+
+
+SWEEPS: dict[str, Sweep] = {
+    sweep.name: sweep
+    for sweep in (
+        Sweep("num_experts", "experts", (2, 4, 8, 16, 32, 64), 8),
+        Sweep("top_k", "experts per token", (1, 2, 4, 8), 2),
+        Sweep("r", "rank", (2, 4, 8, 16, 32, 64), 16),
+        Sweep("tokens", "tokens in one row", (1, 4, 16, 64, 256, 1024, 4096), 256),
+        Sweep(
+            "length",
+            f"tokens per row of {_LENGTH_TOKENS} in all",
+            (64, 128, 256, 512, 1024),
+            _LENGTH_TOKENS,
+        ),
+    )
+}
+
+SCALING_COLUMNS = [*MEASURE_COLUMNS, "sweep", "point"]
+
+#: Heading, setting and metric of what is printed of a point.
+_COLUMNS = [
+    ("train step, us per token", "train", "step_latency"),
+    ("inference forward, us per token", "inference", "forward_latency"),
+    ("train memory above weights, GB", "train", "peak_memory_above_weights"),
+]
+
+_NOTES = (
+    "a ratio of latencies is the median over runs in which LoRA (r = 80, the same batch) and the "
+    "points of the sweep that have this batch took turns in one process",
+    "train step: forward with the loss over all tokens and backward, no optimiser; memory: peak "
+    "of one training step in a fresh process, less what was there before, GB of 10^9 bytes",
+    "OOM: out of memory, for a latency with the models it is compared with in the same process; "
+    f"{DASH}: no number",
+)
+
+
+@dataclass(frozen=True)
+class _Points:
+    """The points of a sweep that run on one batch: those take turns with LoRA in one process."""
+
+    request: MeasureRequest
+    sweep: Sweep
+    values: tuple[int, ...]
+
+    def subject(self, value: int) -> Subject:
+        batch, length = _batch(self.request, self.sweep, value)
+        if self.sweep.varies_batch:
+            return _FUSED.subject(batch, length)
+        return _FUSED.subject(batch, length, **{self.sweep.name: value})
+
+    @property
+    def lora(self) -> Subject:
+        return ROWS[LORA].subject(*_batch(self.request, self.sweep, self.values[0]))
+
+    def latency(self, workload: str) -> MeasureSpec:
+        subjects = (self.lora, *(self.subject(value) for value in self.values))
+        return self.request.latency(workload, subjects)
+
+    def memory(self, subject: Subject) -> MeasureSpec:
+        return self.request.memory("train", subject)
+
+    def measurements(self) -> list[MeasureSpec]:
+        latencies = [self.latency(workload) for workload in ("train", "inference")]
+        subjects = (self.lora, *(self.subject(value) for value in self.values))
+        return latencies + [self.memory(subject) for subject in subjects]
+
+    def numbers(self, records: Records) -> list[Row]:
+        """What is known of the points, in long form."""
+        return [
+            row | {"sweep": self.sweep.name, "point": value}
+            for value in self.values
+            for row in self._numbers(value, records)
+        ]
+
+    def _numbers(self, value: int, records: Records) -> list[Row]:
+        references = {"ratio": self.lora}
+        if self.sweep.default in self.values:
+            references["ratio_to_default"] = self.subject(self.sweep.default)
+        rows: list[Row] = []
+        for workload in ("train", "inference"):
+            spec = self.latency(workload)
+            if spec in records:
+                indices = {name: spec.subjects.index(it) for name, it in references.items()}
+                index = spec.subjects.index(self.subject(value))
+                rows += latency_rows(records[spec], index, indices)
+        spec = self.memory(self.subject(value))
+        if spec in records:
+            others = {name: records.get(self.memory(it)) for name, it in references.items()}
+            rows += memory_rows(records[spec], others)
+        return rows
+
+
+def _batch(request: MeasureRequest, sweep: Sweep, value: int) -> tuple[int, int]:
+    """(rows, tokens per row) of a point."""
+    if sweep.name == "tokens":
+        return 1, value
+    if sweep.name == "length":
+        return _LENGTH_TOKENS // value, value
+    return request.batch, request.length
+
+
+def _points(request: MeasureRequest, sweeps: list[Sweep]) -> list[_Points]:
+    found = []
+    for sweep in sweeps:
+        by_batch: dict[tuple[int, int], tuple[int, ...]] = {}
+        for value in sweep.points:
+            batch = _batch(request, sweep, value)
+            by_batch[batch] = (*by_batch.get(batch, ()), value)
+        found += [_Points(request, sweep, values) for values in by_batch.values()]
+    return found
+
+
+def _measurements(request: MeasureRequest, sweeps: list[Sweep]) -> list[MeasureSpec]:
+    return [spec for points in _points(request, sweeps) for spec in points.measurements()]
+
+
+def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> Rendered:
+    numbers = [row for points in _points(request, sweeps) for row in points.numbers(records)]
+    rows = long_rows(frame_of(numbers, SCALING_COLUMNS))
+    found = {(row["sweep"], row["point"], row["setting"], row["metric"]): row for row in rows}
+    asked = None if len(sweeps) == len(SWEEPS) else [sweep.name for sweep in sweeps]
+    facts = {
+        "table": "scaling",
+        "command": request.command("scaling", sweeps=asked),
+        "model": request.title,
+        **provenance(records),
+    }
+    facts["adapters"] = {row.name: row.settings for row in (ROWS[LORA], _FUSED)}
+    name = f"scaling-{request.shape}"
+    figures: dict[str, bytes] = {}
+    parts = [
+        "# Fused MixLoRA: latency and memory against its settings and the batch",
+        f"{request.title} where the sweep is not over them; settings of the paper's Table 3.",
+    ]
+    for sweep in sweeps:
+        parts += [f"## By {sweep.label} (default {sweep.default})", _sweep_table(sweep, found)]
+        for kind, image in _sweep_figure(request, sweep, found).items():
+            figures[f"{name}-{sweep.name}.{kind}"] = image
+    parts += [bullets([*_NOTES, *status_notes(records)]), provenance_block(facts)]
+    markdown = "\n\n".join(parts) + "\n"
+    return Rendered(name, markdown, rows, facts, figures, len(failures(records)))
+
+
+_Found = dict[tuple[str, int, str, str], Row]
+
+
+def _sweep_table(sweep: Sweep, found: _Found) -> str:
+    # Points on different batches are not compared with each other.
+    ratios = {"ratio": "of LoRA, %"}
+    if not sweep.varies_batch:
+        ratios["ratio_to_default"] = "of the default, %"
+    head = [sweep.label]
+    for heading, _, _ in _COLUMNS:
+        head += [heading, *ratios.values()]
+    lines = []
+    for point in sweep.points:
+        line = [str(point)]
+        for _, setting, metric in _COLUMNS:
+            key = (sweep.name, point, setting)
+            line.append(printed(found.get((*key, metric)), spread=True))
+            line += [printed(found.get((*key, f"{metric}_{suffix}"))) for suffix in ratios]
+        lines.append(line)
+    return table(head, lines)
+
+
+def _sweep_figure(request: MeasureRequest, sweep: Sweep, found: _Found) -> dict[str, bytes]:
+    """Images of a sweep; none without a number."""
+
+    def line(label: str, setting: str, metric: str) -> Line:
+        rows = [found.get((sweep.name, point, setting, metric)) for point in sweep.points]
+        known = [row for row in rows if row is not None and row["value"] is not None]
+        y = [row["value"] for row in known]
+        low = [row["value"] if row["q25"] is None else row["q25"] for row in known]
+        high = [row["value"] if row["q75"] is None else row["q75"] for row in known]
+        return Line(label, [row["point"] for row in known], y, low, high)
+
+    def latencies(suffix: str) -> list[Line]:
+        return [
+            line("train step", "train", f"step_latency{suffix}"),
+            line("inference forward", "inference", f"forward_latency{suffix}"),
+        ]
+
+    memory = line("train step", "train", "peak_memory_above_weights")
+    panels = [
+        Panel("latency, us per token", latencies(""), log_y=sweep.name == "tokens"),
+        Panel("relative to LoRA r = 80, %", latencies("_ratio"), reference=100),
+        Panel("memory above weights, GB", [memory]),
+    ]
+    # What has no number yet has no axes either.
+    panels = [panel for panel in panels if any(line.x for line in panel.lines)]
+    if not panels:
+        return {}
+    title = f"Fused MixLoRA by {sweep.label}: {request.shape}"
+    return draw(title, sweep.label, panels, "shaded: quartiles over runs; dashed: LoRA r = 80")
+
+
+TABLE = MeasuredTable(
+    name="scaling",
+    defaults=Defaults(layers=4, batch=(1, 256)),
+    kind="sweep",
+    parts=SWEEPS,
+    measurements=_measurements,
+    render=_render,
+)
