@@ -25,7 +25,7 @@ LIBRARIES = {
 HEAVY = ("torch", "transformers", "peft", "datasets")
 #: What must be quick: parsing a command line, reading records, making tables.
 LIGHT = (
-    *("tasks.data", "tasks.encoding", "tasks.mixture", "tasks.prompts", "tasks.sources"),
+    *("tasks.data", "tasks.encoding", "tasks.prompts", "tasks.sources"),
     *("harness.cells.presets", "harness.models.shapes", "harness.models.weights"),
     *("harness.store.records", "harness.rendering.accuracy", "harness.rendering.compare"),
     *("harness.tables.main", "harness.tables.efficiency", "harness.tables.scaling"),
