@@ -2,12 +2,12 @@
 
     @dataclass(frozen=True)
     class Request(Options):
-        limit_train: int | None = option(None, "training rows per task", Whole(1), absent="all")
+        limit_train: int | None = option(None, "training rows per task", read=int, least=1)
 
-Everything else is made from the field: the command line's ``--limit-train N`` and its line in
-``--help`` (`add_arguments`), the key ``limit-train`` of a study file (`read_mapping`), the check of
-the value (`Options.make`), its place in the command that a stored table names (`command`) and its
-line in the reference page (`harness.reference`).
+Everything else is made from the field: the command line's ``--limit-train N`` with its help
+(`add_arguments`), the key ``limit-train`` of a study file (`read_mapping`), the check of the value
+(`Options.make`), its place in the command that a stored table names (`command`), and its line in
+the reference page (`harness.reference`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -26,131 +26,54 @@ from tasks.names import choose
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Kind:
-    """The values that an option takes. This class stands for text; a subclass is needed for others.
-
-    Attributes:
-        metavar: placeholder for the value in ``--help``; None for the option's own name.
-    """
-
-    metavar: str | None = None
-
-    def read(self, text: str) -> Any:
-        """The value that a word of the command line stands for.
-
-        Raises:
-            ValueError: The word stands for none.
-        """
-        return text
-
-    def write(self, value: Any) -> str:
-        """The word of the command line that stands for a value."""
-        return str(value)
-
-    def check(self, option: Option, value: Any) -> Any:
-        """The value as it is kept.
-
-        Raises:
-            ValueError: The value is not allowed; the message names the option and what is allowed.
-        """
-        return choose(option.noun, value, option.known) if option.known else value
+def names(text: str) -> list[str]:
+    """The names in a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
-class Flag(Kind):
-    """True if the option is given."""
-
-
-@dataclass(frozen=True)
-class File(Kind):
-    """A path. A stored table does not repeat it, because it is a path of one machine."""
-
-    metavar: str = "FILE"
-
-    def read(self, text: str) -> Path:
-        return Path(text)
-
-    def write(self, value: Path) -> str:
-        return self.metavar
-
-
-@dataclass(frozen=True)
-class Whole(Kind):
-    """A whole number.
-
-    Attributes:
-        least: smallest number allowed; None where the class of the option checks it.
-    """
-
-    metavar: str = "N"
-    least: int | None = 1
-
-    def read(self, text: str) -> int:
-        try:
-            return int(text)
-        except ValueError:
-            raise ValueError(f"invalid int value: {text!r}") from None
-
-    def check(self, option: Option, value: int) -> int:
-        if self.least is not None and value < self.least:
-            expected = f"at least {self.least}" if self.least else "0 or more"
-            raise ValueError(f"{option.key} is {value}: expected {expected}")
-        return value
-
-
-@dataclass(frozen=True)
-class Names(Kind):
-    """Comma-separated names, kept in the order of the known ones and each once.
-
-    Attributes:
-        repeated: whether the option may be given several times, each adding to the others.
-    """
-
-    repeated: bool = False
-
-    def read(self, text: str) -> list[str]:
-        return [name.strip() for name in text.split(",") if name.strip()]
-
-    def write(self, value: Sequence[str]) -> str:
-        return ",".join(value)
-
-    def check(self, option: Option, value: Sequence[str]) -> tuple[str, ...]:
-        # Some names are known only when the preset is: what is left to check is done then.
-        known = option.known or tuple(value)
-        wanted = {choose(option.noun, name, known) for name in value}
-        if not wanted:
-            raise ValueError(f"no {option.noun} given; known: {', '.join(known)}")
-        return tuple(name for name in known if name in wanted)
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option.
+    """One option. It is a flag without a value if its default is False.
 
     Attributes:
+        default: value if the option is not given and the preset does not have one. None stands for
+            no value and, where names are listed, for all known ones.
         help: what the option is for, as a phrase.
-        kind: the values that it takes.
-        known: the names it may hold; empty where any are allowed or only the preset knows them.
-        absent: what is taken if the option is not given, in words, where the default does not say.
+        read: makes the value from a word of the command line; raises ValueError if it stands for
+            none. `names` makes an option of several names, which are kept in the order of the known
+            ones.
+        write: makes the word from the value.
+        known: the names that the option may hold; empty where any are allowed, or only the preset
+            knows them.
+        least: smallest number allowed.
+        repeated: whether the option may be given several times, each adding to the others.
         of_preset: whether the preset has the default, as an attribute of the same name.
+        absent: what is taken if the option is not given, in words, where the default does not say.
         in_command: whether the command that a stored table names states the option: "always", if it
             is "changed" from its default, or "never" because it does not change what is measured.
+        metavar: placeholder for the value. A stored table's command has it in place of a path.
         flag: name on the command line, for example "--limit-train".
         name: name of the field.
-        default: value if the option is not given and the preset does not have it. None stands for
-            no value, and for all known names where the kind is `Names`.
         group: heading of the options that it stands among.
     """
 
+    default: Any
     help: str
-    kind: Kind
-    known: tuple[str, ...]
-    absent: str
-    of_preset: bool
-    in_command: Literal["always", "changed", "never"]
+    read: Callable[[str], Any] = str
+    write: Callable[[Any], str] = _text
+    known: Iterable[str] = ()
+    least: int | None = None
+    repeated: bool = False
+    of_preset: bool = False
+    absent: str = ""
+    in_command: Literal["always", "changed", "never"] = "changed"
+    metavar: str | None = None
     flag: str = ""
     name: str = ""
-    default: Any = None
     group: str = ""
 
     @property
@@ -159,9 +82,9 @@ class Option:
         return self.flag.removeprefix("--")
 
     @property
-    def noun(self) -> str:
-        """What one of its values is called in messages: "task" for ``--tasks``."""
-        return self.key.removesuffix("s")
+    def is_flag(self) -> bool:
+        """Whether the option has no value beside being given."""
+        return self.default is False
 
     @property
     def meaning(self) -> str:
@@ -170,45 +93,38 @@ class Option:
 
     @property
     def without(self) -> str:
-        """What is taken if the option is not given, in words; "" where that needs no words."""
-        if self.absent:
-            return self.absent
-        if self.of_preset:
-            return "the preset's"
-        if isinstance(self.kind, Names) and self.default is None:
+        """What is taken if the option is not given, in words; "" where that needs none."""
+        if self.absent or self.of_preset:
+            return self.absent or "the preset's"
+        if self.default is None and self.read is names:
             return "all"
-        if self.default in (None, False, ()):
-            return ""
-        return str(self.default) if isinstance(self.kind, File) else self.kind.write(self.default)
+        return "" if self.default in (None, False, ()) else self.write(self.default)
 
     def check(self, value: Any) -> Any:
         """The value as it is kept.
 
         Raises:
-            ValueError: The value is not allowed.
+            ValueError: It is not allowed; the message names the option and what is allowed.
         """
-        return self.kind.check(self, value)
+        noun = self.key.removesuffix("s")
+        if self.read is names:
+            # Where only the preset knows the names they are checked when it is known.
+            known = tuple(self.known) or tuple(value)
+            wanted = {choose(noun, name, known) for name in value}
+            if not wanted:
+                raise ValueError(f"no {noun} given; known: {', '.join(known)}")
+            return tuple(name for name in known if name in wanted)
+        if self.least is not None and value < self.least:
+            expected = f"at least {self.least}" if self.least else "0 or more"
+            raise ValueError(f"{self.key} is {value}: expected {expected}")
+        if self.known:
+            return choose(noun, value, self.known)
+        return tuple(value) if isinstance(value, list) else value
 
 
-def option(
-    default: Any,
-    help: str,
-    kind: Kind | None = None,
-    *,
-    known: Iterable[str] = (),
-    absent: str = "",
-    of_preset: bool = False,
-    in_command: Literal["always", "changed", "never"] = "changed",
-    flag: str = "",
-) -> Any:
-    """A dataclass field that is an option; for the arguments, see `Option`.
-
-    Without a kind it is a flag if the default is False, and text otherwise.
-    """
-    if kind is None:
-        kind = Flag() if default is False else Kind()
-    made = Option(help, kind, tuple(known), absent, of_preset, in_command, flag)
-    return field(default=default, metadata={"option": made})
+def option(default: Any, help: str, **about: Any) -> Any:
+    """A dataclass field that is an option; for the arguments, see `Option`."""
+    return field(default=default, metadata={"option": Option(default, help, **about)})
 
 
 Made = TypeVar("Made", bound="Options")
@@ -248,12 +164,11 @@ class Options:
                 value = each.check(given[each.name])
             elif each.of_preset:
                 value = getattr(preset, each.name)
-                if isinstance(each.kind, Names):
+                if each.read is names:
                     value = tuple(name for name in value if name in each.known)
-            elif isinstance(each.kind, Names) and each.default is None:
-                value = each.known
             else:
-                value = each.default
+                all_known = each.read is names and each.default is None
+                value = tuple(each.known) if all_known else each.default
             values[each.name] = value
         return cls(**values)
 
@@ -273,7 +188,6 @@ def options_of(
         dataclasses.replace(
             declared,
             name=each.name,
-            default=each.default,
             flag=declared.flag or f"--{each.name.replace('_', '-')}",
             group=cls.GROUP,
             known=tuple(known.get(each.name, declared.known)),
@@ -284,32 +198,20 @@ def options_of(
 
 
 def add_arguments(parser: argparse.ArgumentParser, options: Iterable[Option]) -> None:
-    """Have a parser take options, which are in its result under their field's names if given."""
+    """Have a parser take options; their values are in its result under the names of the fields."""
     groups: dict[str, Any] = {}
     for each in options:
         if each.group not in groups:
             groups[each.group] = parser.add_argument_group(each.group)
         text = each.meaning + (f" (default: {each.without})" if each.without else "")
         how: dict[str, Any] = {"dest": each.name, "help": text.replace("%", "%%")}
-        if isinstance(each.kind, Flag):
-            # The preset may have it on, so it can be turned off.
+        if each.is_flag:
+            # What the preset may have turned on can be turned off.
             how["action"] = argparse.BooleanOptionalAction if each.of_preset else "store_true"
         else:
-            how |= {"type": _reader(each.kind), "metavar": each.kind.metavar}
-            if isinstance(each.kind, Names) and each.kind.repeated:
-                how["action"] = "extend"
+            how |= {"type": each.read, "metavar": each.metavar}
+            how |= {"action": "extend"} if each.repeated else {}
         groups[each.group].add_argument(each.flag, **how)
-
-
-def _reader(kind: Kind) -> Any:
-    def read(text: str) -> Any:
-        try:
-            return kind.read(text)
-        except ValueError as error:
-            # The exception whose message argparse repeats.
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return read
 
 
 def read_mapping(
@@ -331,24 +233,24 @@ def read_mapping(
     for key, value in mapping.items():
         try:
             each = by_key[choose("key", key, by_key)]
-            given[each.name] = each.check(_from_toml(each.kind, value))
-        except ValueError as error:
+            given[each.name] = each.check(_from_toml(each, value))
+        except (ValueError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"{where}, {key}: {error}") from error
     return given
 
 
-def _from_toml(kind: Kind, value: Any) -> Any:
-    if isinstance(kind, Flag) and isinstance(value, bool):
+def _from_toml(option: Option, value: Any) -> Any:
+    if option.is_flag and isinstance(value, bool):
         return value
     words = value if isinstance(value, list) else [value]
     plain = all(
         isinstance(word, str | int | float) and not isinstance(word, bool) for word in words
     )
-    if isinstance(kind, Flag) or not plain:
-        expected = "true or false" if isinstance(kind, Flag) else "text, a number or a list of them"
+    if option.is_flag or not plain:
+        expected = "true or false" if option.is_flag else "text, a number, or a list of them"
         raise ValueError(f"{value!r}: expected {expected}")
     # As the command line has it, so that there is one way to read a value.
-    return kind.read(",".join(map(str, words)))
+    return option.read(_text(words))
 
 
 def command(table: str, asked: Options | None = None) -> str:
@@ -359,13 +261,15 @@ def command(table: str, asked: Options | None = None) -> str:
         asked: what it is made of; None where nothing can be chosen.
     """
     words = ["python", "reproduce.py", "--table", table]
-    for each in options_of(type(asked)) if asked is not None else ():
+    for each in () if asked is None else options_of(type(asked)):
         value = getattr(asked, each.name)
-        if each.in_command == "never" or value is None or value is False or value == ():
+        default = each.in_command == "changed" and value == each.default
+        if each.in_command == "never" or default or value is None or value == ():
             continue
-        if each.in_command == "changed" and value == each.default:
-            continue
-        words += [each.flag] if value is True else [each.flag, each.kind.write(value)]
+        if isinstance(value, Path):
+            words += [each.flag, each.metavar or "FILE"]
+        else:
+            words += [each.flag] if value is True else [each.flag, each.write(value)]
     return shlex.join(words)
 
 
@@ -375,11 +279,12 @@ class General(Options):
 
     GROUP: ClassVar[str] = "every table"
 
-    output: Path = option(Path("output"), "folder of records, tables and figures", File("DIR"))
+    output: Path = option(
+        Path("output"), "folder of records, tables and figures", read=Path, metavar="DIR"
+    )
     dry_run: bool = option(False, "list the cells, run nothing")
     render_only: bool = option(False, "render what is stored, run nothing")
     report: bool = option(
-        False,
-        "also write OUTPUT/report.html, one page of all tables and figures under OUTPUT",
+        False, "also write OUTPUT/report.html, one page of all tables and figures under OUTPUT"
     )
     fresh: bool = option(False, "run cells again that have a record")

@@ -17,27 +17,15 @@ from .cells.quirks import PROTOCOLS, QUIRKS, chosen_quirks, concerning
 from .cells.spec import EVALUATORS, OWN, RunSpec
 from .models.quantise import QUANTIZATIONS
 from .models.weights import DTYPES
-from .options import File, Kind, Names, Option, Options, Whole, option
+from .options import Options, names, option
 
 #: What NumPy takes as a seed, and so transformers' `set_seed`.
 SEEDS = range(2**32)
 
 
-class _Seeds(Kind):
-    """Comma-separated seeds."""
-
-    def read(self, text: str) -> tuple[int, ...]:
-        return tuple(Whole().read(number) for number in text.split(","))
-
-    def write(self, value: Sequence[int]) -> str:
-        return ",".join(map(str, value))
-
-    def check(self, option: Option, value: Sequence[int]) -> tuple[int, ...]:
-        if not value or not all(seed in SEEDS for seed in value) or len(set(value)) < len(value):
-            raise ValueError(
-                f"seeds are {list(value)}: expected distinct whole numbers from 0 to {SEEDS[-1]}"
-            )
-        return tuple(value)
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """The numbers in a comma-separated list."""
+    return tuple(int(number) for number in text.split(","))
 
 
 @dataclass(frozen=True)
@@ -52,22 +40,29 @@ class Request(Options):
 
     preset: str = option("tiny", "models, data and settings", known=PRESETS, in_command="always")
     models: tuple[str, ...] = option(
-        None, "comma-separated subset of the preset's models", Names(), of_preset=True, absent="all"
+        None, "comma-separated models of the preset", read=names, of_preset=True, absent="all"
     )
     methods: tuple[str, ...] = option(
-        None, "comma-separated methods", Names(), known=METHOD_TITLES, of_preset=True
+        None, "comma-separated methods", read=names, known=METHOD_TITLES, of_preset=True
     )
-    tasks: tuple[str, ...] = option(None, "comma-separated tasks", Names(), known=TASK_NAMES)
+    tasks: tuple[str, ...] = option(None, "comma-separated tasks", read=names, known=TASK_NAMES)
     settings: tuple[str, ...] = option(
-        None, "comma-separated settings of the table, beside its main one", Names()
+        None, "comma-separated settings of the table, beside its main one", read=names
     )
     seeds: tuple[int, ...] = option(
-        (0,), "comma-separated seeds of the tuned cells", _Seeds(), in_command="always"
+        (0,), "comma-separated seeds of the tuned cells", read=whole_numbers, in_command="always"
     )
-    limit_train: int | None = option(None, "training rows per task", Whole(), absent="all")
-    limit_eval: int | None = option(None, "scored rows per task", Whole(), absent="all")
+    limit_train: int | None = option(
+        None, "training rows per task", read=int, least=1, metavar="N", absent="all"
+    )
+    limit_eval: int | None = option(
+        None, "scored rows per task", read=int, least=1, metavar="N", absent="all"
+    )
     data_dir: Path | None = option(
-        None, "local data: DIR/<task>/<split>.jsonl, .jsonl.gz or .parquet", File("DIR")
+        None,
+        "local data: DIR/<task>/<split>.jsonl, .jsonl.gz or .parquet",
+        read=Path,
+        metavar="DIR",
     )
     skip_bad_rows: bool = option(
         False,
@@ -75,12 +70,17 @@ class Request(Options):
         "otherwise",
     )
     model_path: Path | None = option(
-        None, "local weights of the one model asked for", File("DIR"), in_command="never"
+        None,
+        "local weights of the one model asked for",
+        read=Path,
+        metavar="DIR",
+        in_command="never",
     )
     prompts: Path | None = option(
         None,
         "JSON file {task: {scoring: template}} replacing our prompts",
-        File(),
+        read=Path,
+        metavar="FILE",
         in_command="never",
     )
     protocol: str = option(
@@ -92,8 +92,10 @@ class Request(Options):
     quirks: tuple[str, ...] = option(
         (),
         "one quirk of the released code, may be given again",
-        Names("NAME", repeated=True),
+        read=names,
+        repeated=True,
         known=QUIRKS,
+        metavar="NAME",
         flag="--quirk",
     )
     scoring: str = option(None, "how answers are scored", known=SCORINGS, of_preset=True)
@@ -101,27 +103,31 @@ class Request(Options):
     quantize: str | None = option(
         None,
         "what the frozen weights are quantised to, by bitsandbytes",
-        Kind("BITS"),
         known=QUANTIZATIONS,
+        metavar="BITS",
         absent="nothing",
     )
     evaluator: str = option(
-        OWN,
-        "what scores the cells; lm-eval's numbers have columns of their own",
-        known=EVALUATORS,
+        OWN, "what scores the cells; lm-eval's numbers have columns of their own", known=EVALUATORS
     )
     forward: str = option("fused", "how MixLoRA is computed", known=FORWARDS, in_command="always")
     device: str = option(
-        "auto",
-        "cpu, cuda, mps or auto: cuda where there is one",
-        in_command="never",
+        "auto", "cpu, cuda, mps or auto: cuda where there is one", in_command="never"
     )
     verify: int | None = option(
         None,
         "run N of the stored cells again, drawn at random, and compare; stores no record",
-        Whole(least=None),
+        read=int,
+        metavar="N",
         in_command="never",
     )
+
+    def __post_init__(self) -> None:
+        seeds = self.seeds
+        if not seeds or not all(seed in SEEDS for seed in seeds) or len(set(seeds)) < len(seeds):
+            raise ValueError(
+                f"seeds are {list(seeds)}: expected distinct whole numbers from 0 to {SEEDS[-1]}"
+            )
 
     @classmethod
     def make(

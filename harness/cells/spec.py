@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -9,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..options import Flag, Kind, Options, Whole, option
+from ..options import Options, option
 
 #: Raised by one when a change of the code can change a number: cells with a record of an older
 #: version are then run again.
@@ -149,20 +150,11 @@ class RunSpec:
         return cls(**values)
 
 
-@dataclass(frozen=True)
-class Shard(Kind):
-    """One part of the cells, as (its number, the number of parts); written "3/16"."""
-
-    metavar: str = "I/N"
-
-    def read(self, text: str) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d+)/(\d+)", text)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise ValueError(f"{text!r}: expected I/N with I from 1 to N, as 1/4")
-        return int(match[1]), int(match[2])
-
-    def write(self, value: tuple[int, int]) -> str:
-        return f"{value[0]}/{value[1]}"
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, as 1/4")
+    return int(match[1]), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -176,21 +168,24 @@ class RunOptions(Options):
     gradient_checkpointing: bool = option(
         False,
         "train in less memory and more time, to the same numbers",
-        Flag(),
         of_preset=True,
         absent="the preset's; small does",
     )
     packed: int = option(
         1,
         "train up to N cells together, MixLoRA's or MixDoRA's of the same model and settings",
-        Whole(),
+        read=int,
+        least=1,
+        metavar="N",
         absent="1: each alone",
     )
     checkpoint_steps: int = option(
         0,
         "write the state of a training every N steps and at its end, so that a killed run goes on "
         "from there; 0 never",
-        Whole(least=0),
+        read=int,
+        least=0,
+        metavar="N",
         of_preset=True,
         absent="tiny 0, small 25, paper 100",
     )
@@ -200,7 +195,11 @@ class RunOptions(Options):
         "the accumulation: the same result but for dropout and the auxiliary loss",
     )
     shard: tuple[int, int] = option(
-        (1, 1), "run every N-th cell (pack) from the I-th on, as one of N jobs of an array", Shard()
+        (1, 1),
+        "run every N-th cell (pack) from the I-th on, as one of N jobs of an array",
+        read=_shard,
+        metavar="I/N",
+        absent="all cells",
     )
     executor: str = option(
         LOCAL,
@@ -211,7 +210,8 @@ class RunOptions(Options):
     cpus_per_cell: int | None = option(
         None,
         "CPUs and threads of a cell that Ray runs; rounding depends on them",
-        Whole(least=None),
+        read=int,
+        metavar="N",
         absent="as many threads as here",
     )
 

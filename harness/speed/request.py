@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Any, ClassVar
 
 from harness.models.shapes import SHAPES, kept_vocabulary
 from harness.models.weights import DTYPES, resolve_device
-from harness.options import Kind, Names, Options, Whole, option
+from harness.options import Options, names, option
 
 from .spec import MeasureSpec, Subject
 
@@ -40,17 +41,11 @@ class Defaults:
         }
 
 
-class _Batch(Kind):
-    """A batch as (rows, tokens per row), written "8x96", or "256" for one row."""
-
-    def read(self, text: str) -> tuple[int, int]:
-        match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", text)
-        if match is None:
-            raise ValueError(f"{text!r}: expected tokens as 256, or rows as 8x96")
-        return int(match[1] or 1), int(match[2])
-
-    def write(self, value: tuple[int, int]) -> str:
-        return f"{value[0]}x{value[1]}"
+def _batch(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected tokens as 256, or rows as 8x96")
+    return int(match[1] or 1), int(match[2])
 
 
 @dataclass(frozen=True)
@@ -69,22 +64,20 @@ class MeasureRequest(Options):
         known=SHAPE_NAMES,
         in_command="always",
     )
-    layers: int = option(
-        None,
-        "layers kept of the shape",
-        Whole(least=None),
-    )
+    layers: int = option(None, "layers kept of the shape", read=int, metavar="N")
     tokens: tuple[int, int] = option(
         None,
         "a batch of one row of N tokens, or of B rows of S",
-        _Batch("N|BxS"),
+        read=_batch,
+        write=lambda batch: f"{batch[0]}x{batch[1]}",
+        metavar="N|BxS",
     )
     dtype: str = option(
         DTYPES[0], "data type of the frozen weights", known=DTYPES, in_command="always"
     )
-    runs: int = option(10, "counted runs", Whole(), in_command="always")
-    methods: tuple[str, ...] = option((), "comma-separated rows", Names("NAMES"), absent="all")
-    sweeps: tuple[str, ...] = option((), "comma-separated sweeps", Names("NAMES"), absent="all")
+    runs: int = option(10, "counted runs", read=int, least=1, metavar="N", in_command="always")
+    methods: tuple[str, ...] = option((), "comma-separated rows", read=names, absent="all")
+    sweeps: tuple[str, ...] = option((), "comma-separated sweeps", read=names, absent="all")
     device: str = option(
         "auto", "cpu, cuda, cuda:N or auto: cuda where there is one", in_command="never"
     )
