@@ -111,7 +111,8 @@ class Option:
             # Where only the preset knows the names they are checked when it is known.
             known = tuple(self.known) or tuple(value)
             wanted = {choose(noun, name, known) for name in value}
-            if not wanted:
+            # Of an option that adds up, none is what was given if it was not.
+            if not wanted and not self.repeated:
                 raise ValueError(f"no {noun} given; known: {', '.join(known)}")
             return tuple(name for name in known if name in wanted)
         if self.least is not None and value < self.least:
