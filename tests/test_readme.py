@@ -1,4 +1,4 @@
-"""Every command and example of the README is true: it parses, exists or runs."""
+"""The commands and examples of the README work: each parses, exists or runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-#: Ways to start the command line; torchrun and accelerate start it several times.
+#: Ways to start the command line; torchrun and accelerate start several processes of it.
 REPRODUCE = (
     "python reproduce.py",
     "torchrun --nproc_per_node 8 reproduce.py",
@@ -28,7 +28,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(program: str) -> list[list[str]]:
-    """Arguments of every command line of the README's shell blocks that runs this program."""
+    """Returns the arguments of each command in the README's shell blocks that starts `program`."""
     lines = [line for block in blocks(README, "sh") for line in block.splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
     size = len(shlex.split(program))
