@@ -17,17 +17,18 @@ from .cells.presets import get_preset
 from .cells.spec import EXECUTORS, LOCAL, RunOptions, RunSpec
 from .models.quantise import check_quantize
 from .models.weights import MODELS, resolve, resolve_device
-from .rendering.accuracy import NOT_RUN, render
-from .rendering.compare import compare
-from .rendering.rendered import Rendered
 from .request.command_line import chosen, name_list
 from .request.options import add_cell_options
 from .request.request import Request
 from .run import processes
 from .run.inputs import InputLoader
-from .schedule.executor import Outcome, execute, stored
+from .schedule.executor import execute, stored
 from .schedule.verify import render_verified, verify
+from .store.outcome import Outcome
 from .store.records import RecordStore, RunRecord
+from .tables.numbers.comparison import compare
+from .tables.show.accuracy import NOT_RUN, render
+from .tables.show.data import Rendered
 
 Found = TypeVar("Found")
 

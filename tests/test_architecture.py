@@ -37,10 +37,7 @@ LAYERS: list[set[str]] = [
     {"request"},
     {"run"},
     {"schedule"},
-    {"paper", "rendering"},
-    {"computed", "report", "speed"},
-    {"accuracy"},
-    {"tables"},
+    {"tables", "paper", "report", "speed", "accuracy"},
 ]
 
 
@@ -156,7 +153,7 @@ def test_tasks_import_torch_only_to_score_and_to_make_the_model() -> None:
     "modules",
     [
         "tasks",
-        "harness.rendering.accuracy, harness.rendering.compare",
+        "harness.tables.show.accuracy, harness.tables.numbers.comparison",
         "harness.store.records, harness.tables",
         "harness.cells.presets, harness.models.shapes, harness.models.weights",
         "reproduce, harness.tables.main, harness.tables.efficiency, harness.tables.scaling",

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness.paper.reported import KEY_COLUMNS, REPORTED_CSV, read_reported
-from harness.rendering.compare import place_of
+from .reported import KEY_COLUMNS, REPORTED_CSV, place_of, read_reported
 
 #: (table, model, method, setting, task, metric), as in reported.csv.
 Key = tuple[str, str, str, str, str, str]

@@ -9,10 +9,9 @@ import csv
 import re
 from pathlib import Path
 
+from harness.cells.methods import METHOD_TITLES
+from harness.models.shapes import SHAPES
 from tasks import TASK_NAMES
-
-from ..cells.methods import METHOD_TITLES
-from ..models.shapes import SHAPES
 
 REPORTED_CSV = Path(__file__).parents[2] / "results" / "paper" / "reported.csv"
 
@@ -29,6 +28,11 @@ _UNITS = ("", "%", "pp", "GB", "us/token", "examples")
 _SETTINGS = "3"
 # As printed: no exponent, no infinity, no spaces. The digits say how it was rounded.
 _NUMBER = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,12})?", re.ASCII)
+
+
+def place_of(table: str) -> str:
+    """What a name in reported.csv's table column stands for: "Table 8", "Figure 5", "abstract"."""
+    return f"Table {table}" if table.isdigit() else table.replace("fig", "Figure ")
 
 
 def read_reported(file: Path) -> list[dict[str, str]]:

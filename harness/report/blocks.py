@@ -14,8 +14,8 @@ from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 from markupsafe import Markup
 
-from harness.rendering.rendered import DASH, PROVENANCE
-from harness.rendering.sources import (
+from harness.tables.show.data import DASH, PROVENANCE
+from harness.tables.show.sources import (
     COMPARED,
     IN_BRACKETS,
     REPORTED,
@@ -108,7 +108,7 @@ def read_blocks(markdown: str, own: str) -> tuple[str, list[Block]]:
 
     Args:
         markdown: As `Rendered` has it.
-        own: Source of what is not marked by the words of `harness.rendering.sources`.
+        own: Source of what is not marked by the words of `harness.tables.show.sources`.
     """
     title, heading, in_provenance = "", "", False
     blocks: list[Block] = []

@@ -17,8 +17,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from harness.rendering.sources import COMPUTED, MEASURED
 from harness.store.files import write_atomically
+from harness.tables.show.sources import COMPUTED, MEASURED
 
 from .blocks import Block, read_blocks
 

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from ..cells.packing import Pack, make_packs
 from ..cells.spec import RunOptions, RunSpec, cell_id
 from ..messages import first_line
-from ..rendering.rendered import Rendered, bullets, table
 from ..run.inputs import InputLoader
 from ..store.records import RecordStore, RunRecord
+from ..tables.show.data import Rendered, bullets, table
 
 # Of a record's differences, as many are shown.
 _SHOWN = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.rendering.rendered import DASH
+from harness.tables.show.data import DASH
 
 
 def printed(row: dict[str, Any] | None, spread: bool = False) -> str:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.rendering.compare import LONG_COLUMNS
+from harness.tables.numbers.comparison import LONG_COLUMNS
 
 from .records import DONE, MeasureRecord
 from .spec import Subject
 
-#: Beside `harness.rendering.compare.LONG_COLUMNS`: quartiles over the runs; what was read (a
+#: Beside `LONG_COLUMNS`: quartiles over the runs; what was read (a
 #: clock, a memory source); why there is no value ("OOM", "failed: ...", "unavailable: ..."), else
 #: ""; and what ran.
 MEASURE_COLUMNS = [

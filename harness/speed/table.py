@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from harness.rendering.rendered import Rendered, distinct
 from harness.request.command_line import chosen, name_list
 from harness.run import processes
 from harness.store.failures import FAILED, OOM
+from harness.tables.show.data import Rendered, distinct
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .request import Defaults, MeasureRequest, add_options

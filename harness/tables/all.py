@@ -14,9 +14,9 @@ from typing import Any
 
 from harness.accuracy import AccuracyTable
 from harness.cells.presets import get_preset
-from harness.rendering.rendered import Rendered, table
 from harness.request.options import add_cell_options
 from harness.tables import Plan, Table, get_table
+from harness.tables.show.data import Rendered, table
 
 #: What costs nothing comes first.
 TABLES = (

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.cells.methods import METHOD_TITLES
-from harness.computed import ComputedTable
 from harness.paper.checks import all_checks, parameter_checks, rank_of
 from harness.paper.claims import LEVELS, Claim, Gain, claims, gains, unlearned
 from harness.paper.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed
-from harness.rendering.rendered import DASH, Rendered, bullets, provenance_block, table
-from harness.rendering.sources import PRINTED
+from harness.paper.table import ComputedTable
 from harness.request.command_line import command
 from harness.run import provenance
+from harness.tables.show.data import DASH, Rendered, bullets, provenance_block, table
+from harness.tables.show.sources import PRINTED
 
 _KINDS = {
     "average": "averages over tasks, from their cells",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from harness.rendering.compare import load_reported
-from harness.rendering.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
-from harness.rendering.sources import IN_BRACKETS, REPORTED_BLOCK
 from harness.speed.cells import printed
 from harness.speed.numbers import MEASURE_COLUMNS, Row, frame_of, latency_rows, memory_rows
 from harness.speed.request import Defaults, MeasureRequest
 from harness.speed.rows import LORA, ROWS, MethodRow
 from harness.speed.spec import MeasureSpec
 from harness.speed.table import MeasuredTable, Records, failures, provenance, status_notes
+from harness.tables.numbers.comparison import load_reported
+from harness.tables.show.data import DASH, Rendered, bullets, long_rows, provenance_block, table
+from harness.tables.show.sources import IN_BRACKETS, REPORTED_BLOCK
 
 #: The paper's table of a model's shape.
 PAPER_TABLES = {"llama2-7b": "6", "gemma-2b": "7"}

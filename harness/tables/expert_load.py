@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from harness.accuracy import AccuracyTable
 from harness.cells.layout import Setting, all_tasks
 from harness.cells.methods import METHOD_TITLES
-from harness.rendering.compare import load_reported
-from harness.rendering.expert_load import layer_std, load_std, shares, specialisation
-from harness.rendering.heat_map import HeatMap, draw_heat_maps
-from harness.rendering.rendered import DASH, Rendered, bullets, table
-from harness.rendering.sources import NOT_MEASURED
 from harness.store.records import RunRecord
+from harness.tables.numbers.comparison import load_reported
+from harness.tables.numbers.expert_load import layer_std, load_std, shares, specialisation
+from harness.tables.show.data import DASH, Rendered, bullets, table
+from harness.tables.show.heat_map import HeatMap, draw_heat_maps
+from harness.tables.show.sources import NOT_MEASURED
 from tasks import get_task
 
 _COEFFICIENTS = ("1e-3", "0")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from harness.cells.methods import METHOD_TITLES
-from harness.computed import ComputedTable
 from harness.models.shapes import SHAPES
 from harness.paper.checks import parameter_checks, rank_of
 from harness.paper.printed import AGREES, Check, Paper
-from harness.rendering.rendered import Rendered, bullets, provenance_block, table
-from harness.rendering.sources import PRINTED
+from harness.paper.table import ComputedTable
 from harness.request.command_line import command
 from harness.run import provenance
+from harness.tables.show.data import Rendered, bullets, provenance_block, table
+from harness.tables.show.sources import PRINTED
 
 _NOTES = (
     "trainable: adapters in q, k, v, o, gate, up and down of every layer; of MixLoRA and MixDoRA "

@@ -9,9 +9,9 @@ from harness.accuracy import AccuracyTable
 from harness.cells.layout import Setting, single_task
 from harness.cells.quirks import QUIRKS
 from harness.cells.spec import RunSpec
-from harness.rendering.rendered import Rendered, bullets
 from harness.request.request import Request
 from harness.store.records import RunRecord
+from harness.tables.show.data import Rendered, bullets
 
 # As in reported.csv, so that the paper's numbers stand beside the clean protocol's.
 _CLEAN = "st"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.rendering.figures import Line, Panel, draw
-from harness.rendering.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
 from harness.speed.cells import printed
 from harness.speed.numbers import MEASURE_COLUMNS, Row, frame_of, latency_rows, memory_rows
 from harness.speed.request import Defaults, MeasureRequest
 from harness.speed.rows import LORA, ROWS
 from harness.speed.spec import MeasureSpec, Subject
 from harness.speed.table import MeasuredTable, Records, failures, provenance, status_notes
+from harness.tables.show.data import DASH, Rendered, bullets, long_rows, provenance_block, table
+from harness.tables.show.figures import Line, Panel, draw
 
 _FUSED = ROWS["mixlora/fused"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from harness.rendering.rendered import Rendered
-from harness.rendering.sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
 from harness.report import write_report
 from harness.schedule.executor import Outcome
+from harness.tables.show.data import Rendered
+from harness.tables.show.sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
 
 from .builders import make_record
 from .test_settings import make_plan

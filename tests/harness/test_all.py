@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from harness.accuracy import AccuracyPlan
-from harness.rendering.rendered import Rendered
 from harness.speed.table import MeasuredPlan
 from harness.tables import table_names
 from harness.tables.all import TABLES, _AllPlan
+from harness.tables.show.data import Rendered
 from reproduce import main, parse_arguments
 
 OPTIONS = ("--device", "cpu", "--render-only")

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.rendering.compare import LONG_COLUMNS
-from harness.rendering.rendered import Rendered
 from harness.speed.records import MeasureRecord
 from harness.speed.spec import MeasureSpec
 from harness.speed.table import MeasuredPlan
+from harness.tables.numbers.comparison import LONG_COLUMNS
+from harness.tables.show.data import Rendered
 
 from .measure_builders import make_measure_record, make_plan
 

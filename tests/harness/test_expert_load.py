@@ -11,9 +11,9 @@ import pytest
 
 from harness.accuracy import AccuracyPlan
 from harness.cells.spec import RunSpec
-from harness.rendering.expert_load import layer_std, load_std, shares, specialisation
 from harness.schedule.executor import Outcome
 from harness.store.records import RunRecord
+from harness.tables.numbers.expert_load import layer_std, load_std, shares, specialisation
 from reproduce import parse_arguments
 
 from .builders import make_record

@@ -15,13 +15,13 @@ import pytest
 
 from harness.accuracy import AccuracyPlan
 from harness.cells.spec import Fingerprints
-from harness.rendering.figures import Line, Panel, draw
-from harness.rendering.rendered import Rendered
 from harness.report import write_report
 from harness.schedule.executor import Outcome
 from harness.speed.table import MeasuredPlan
 from harness.store.failures import Failure
 from harness.tables import get_table
+from harness.tables.show.data import Rendered
+from harness.tables.show.figures import Line, Panel, draw
 from reproduce import main, parse_arguments
 
 from .builders import make_record

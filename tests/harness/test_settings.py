@@ -12,11 +12,11 @@ import pytest
 from harness.accuracy import AccuracyPlan
 from harness.cells.packing import make_packs
 from harness.cells.spec import RunSpec
-from harness.rendering.accuracy import render
-from harness.rendering.compare import compare
 from harness.schedule.executor import Outcome
 from harness.store.records import RunRecord
 from harness.tables import get_table
+from harness.tables.numbers.comparison import compare
+from harness.tables.show.accuracy import render
 from reproduce import parse_arguments
 
 from .builders import make_record, make_request, make_spec

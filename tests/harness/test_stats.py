@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from harness.rendering.stats import (
+from harness.tables.numbers.statistics import (
     holm,
     is_collapsed,
     majority_level,

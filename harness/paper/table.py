@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .rendering.rendered import Rendered
-from .run import processes
+from harness.run import processes
+from harness.tables.show.data import Rendered
 
 
 @dataclass(frozen=True)

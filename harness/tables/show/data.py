@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
-from ..store.files import write_atomically
+from harness.store.files import write_atomically
 
 #: What stands where there is no number.
 DASH = "-"

@@ -17,11 +17,12 @@ from typing import Any
 
 import pandas as pd
 
-from ..cells.spec import OWN
-from ..models.shapes import SHAPES
-from ..paper.reported import AVERAGE, COLUMNS, REPORTED_CSV, read_reported
-from ..store.records import RunRecord, TaskResult
-from .stats import holm, is_collapsed, majority_level, mean_and_stderr, paired_test, seed_std
+from harness.cells.spec import OWN
+from harness.models.shapes import SHAPES
+from harness.paper.reported import AVERAGE, COLUMNS, REPORTED_CSV, read_reported
+from harness.store.records import RunRecord, TaskResult
+
+from .statistics import holm, is_collapsed, majority_level, mean_and_stderr, paired_test, seed_std
 
 LONG_COLUMNS = [*COLUMNS, "source", "stderr", "n", "seed"]
 
@@ -55,11 +56,6 @@ def load_reported(table: str) -> pd.DataFrame:
     rows = [row for row in read_reported(REPORTED_CSV) if row["table"] == table]
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
     return frame.assign(source="reported", stderr=None, n=None, seed="")[LONG_COLUMNS]
-
-
-def place_of(table: str) -> str:
-    """What a name in reported.csv's table column stands for: "Table 8", "Figure 5", "abstract"."""
-    return f"Table {table}" if table.isdigit() else table.replace("fig", "Figure ")
 
 
 def metrics_of(scoring: str, evaluator: str) -> tuple[str, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cells.layout import TableLayout
-from ..cells.methods import BASE
-from ..request.request import Request
-from ..schedule.executor import Outcome
-from ..store.records import RunRecord
-from .rendered import distinct
+from harness.cells.layout import TableLayout
+from harness.cells.methods import BASE
+from harness.request.request import Request
+from harness.store.outcome import Outcome
+from harness.store.records import RunRecord
+
+from .data import distinct
 
 
 def provenance_of(asked: TableLayout, request: Request, outcome: Outcome) -> dict[str, Any]:

@@ -9,24 +9,24 @@ from typing import Any
 
 import pandas as pd
 
-from tasks import get_task
-
-from ..cells.layout import TableLayout
-from ..cells.methods import BASE, METHOD_TITLES
-from ..cells.spec import OWN
-from ..request.request import Request
-from ..schedule.executor import Outcome
-from .compare import (
+from harness.cells.layout import TableLayout
+from harness.cells.methods import BASE, METHOD_TITLES
+from harness.cells.spec import OWN
+from harness.paper.reported import place_of
+from harness.request.request import Request
+from harness.store.outcome import Outcome
+from harness.tables.numbers.comparison import (
     AVERAGE,
     BASELINE,
     MAIN,
     REPORTED_MAJORITY,
     REPORTED_TOLERANCE,
     metrics_of,
-    place_of,
 )
-from .made_of import provenance_of
-from .rendered import (
+from harness.tables.numbers.statistics import COLLAPSED_SHARE
+from tasks import get_task
+
+from .data import (
     DASH,
     Rendered,
     bullets,
@@ -35,8 +35,8 @@ from .rendered import (
     provenance_block,
     table,
 )
+from .made_of import provenance_of
 from .sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
-from .stats import COLLAPSED_SHARE
 
 COLLAPSED_MARK = "†"
 #: What stands where a cell is another shard's, and not done.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from ..cells.methods import METHOD_TITLES
-from ..store.records import RunRecord
-from .compare import AVERAGE
+from harness.cells.methods import METHOD_TITLES
+from harness.store.records import RunRecord
+from harness.tables.numbers.comparison import AVERAGE
+
+from .data import Rendered
 from .figures import Line, Panel, draw
-from .rendered import Rendered
 
 _Finish = Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered]
 
