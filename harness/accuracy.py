@@ -23,12 +23,13 @@ from .request.request import Request
 from .run import processes
 from .run.inputs import InputLoader
 from .schedule.executor import execute, stored
-from .schedule.verify import render_verified, verify
+from .schedule.verify import verify
 from .store.outcome import Outcome
 from .store.records import RecordStore, RunRecord
 from .tables.numbers.comparison import compare
 from .tables.show.accuracy import NOT_RUN, render
-from .tables.show.data import Rendered
+from .tables.show.data import TableData
+from .tables.show.verified import render_verified
 
 Found = TypeVar("Found")
 
@@ -41,7 +42,7 @@ class AccuracyTable(TableLayout):
         finish: What is to be shown beside the accuracies, from the records by setting.
     """
 
-    finish: Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered] | None = None
+    finish: Callable[[TableData, Mapping[str, Sequence[RunRecord]]], TableData] | None = None
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Which cells, and how they are run."""
@@ -132,7 +133,7 @@ class AccuracyPlan:
             )
         return [*lines, f"{len(self.cells)} cells"]
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         """Run the cells that have no record, or all if fresh, and render; or verify.
 
         Raises:
@@ -146,7 +147,7 @@ class AccuracyPlan:
             return render_verified(self.table.name, results)
         return self._render(execute(self.cells, loader, store, fresh, self._run_options()))
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         """Render the newest record of every cell.
 
         Raises:
@@ -180,7 +181,7 @@ class AccuracyPlan:
         templates = load_templates(self.options.prompts) if self.options.prompts else {}
         return InputLoader(source, weights, templates, self.request.skip_bad_rows)
 
-    def _render(self, outcome: Outcome) -> Rendered:
+    def _render(self, outcome: Outcome) -> TableData:
         outcome = dataclasses.replace(
             outcome,
             records=self._by_cell(outcome.records),

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from harness.request.command_line import chosen, name_list
 from harness.run import processes
 from harness.store.failures import FAILED, OOM
-from harness.tables.show.data import Rendered, distinct
+from harness.tables.show.data import TableData, distinct
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .request import Defaults, MeasureRequest, add_options
@@ -39,7 +39,7 @@ class MeasuredTable(Generic[Part]):
     kind: str
     parts: Mapping[str, Part]
     measurements: Callable[[MeasureRequest, list[Part]], list[MeasureSpec]]
-    render: Callable[[MeasureRequest, list[Part], Records], Rendered]
+    render: Callable[[MeasureRequest, list[Part], Records], TableData]
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """The shape and batch, and which parts."""
@@ -81,13 +81,13 @@ class MeasuredPlan:
 
     specs: list[MeasureSpec]
     output: Path
-    render: Callable[[Records], Rendered]
+    render: Callable[[Records], TableData]
 
     def listing(self) -> list[str]:
         """The measurements, one a line."""
         return [*(spec.title for spec in self.specs), f"{len(self.specs)} measurements"]
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         """Measure what has no record, or everything if fresh, and render.
 
         Raises:
@@ -98,7 +98,7 @@ class MeasuredPlan:
 
         return self.render(measure_missing(self.specs, MeasureStore(self.output), fresh))
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         """Render the newest record of every measurement, whatever code made it.
 
         Raises:

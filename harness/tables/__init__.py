@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tasks.names import choose
 
-from .show.data import Rendered
+from .show.data import TableData
 
 
 class Plan(Protocol):
@@ -18,14 +18,14 @@ class Plan(Protocol):
     def listing(self) -> list[str]:
         """Its cells, one a line; nothing is run."""
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         """Run the cells that have no record, or all if fresh, and render.
 
         Raises:
             ValueError: A user's mistake; nothing has been run then.
         """
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         """Render what is stored; nothing is run.
 
         Raises:

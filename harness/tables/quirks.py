@@ -11,7 +11,7 @@ from harness.cells.quirks import QUIRKS
 from harness.cells.spec import RunSpec
 from harness.request.request import Request
 from harness.store.records import RunRecord
-from harness.tables.show.data import Rendered, bullets
+from harness.tables.show.data import Block, TableData
 
 # As in reported.csv, so that the paper's numbers stand beside the clean protocol's.
 _CLEAN = "st"
@@ -31,7 +31,7 @@ def _with(*quirks: str) -> Callable[[Request], list[RunSpec]]:
     return cells
 
 
-def _explained(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -> Rendered:
+def _explained(table: TableData, records: Mapping[str, Sequence[RunRecord]]) -> TableData:
     """The table, and below it what its rows stand for."""
     lines = [f"{quirk.name} ({quirk.needs}): {quirk.effect}" for quirk in QUIRKS.values()]
     cut = {
@@ -41,8 +41,8 @@ def _explained(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -
     if cut:
         counts = ", ".join(f"{task} {count}" for task, count in cut.items())
         lines.append(f"training rows that truncate-answer cut: {counts}")
-    block = f"## The quirks, and which cells each concerns\n\n{bullets(lines)}\n"
-    return dataclasses.replace(rendered, markdown=f"{rendered.markdown}\n{block}")
+    block = Block("The quirks, and which cells each concerns", notes=lines)
+    return dataclasses.replace(table, appendix=[block])
 
 
 TABLE = AccuracyTable(

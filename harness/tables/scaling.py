@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.speed.cells import printed
-from harness.speed.numbers import MEASURE_COLUMNS, Row, frame_of, latency_rows, memory_rows
+from harness.speed.numbers import (
+    MEASURE_COLUMNS,
+    Row,
+    cell_of,
+    frame_of,
+    latency_rows,
+    memory_rows,
+)
 from harness.speed.request import Defaults, MeasureRequest
 from harness.speed.rows import LORA, ROWS
 from harness.speed.spec import MeasureSpec, Subject
 from harness.speed.table import MeasuredTable, Records, failures, provenance, status_notes
-from harness.tables.show.data import DASH, Rendered, bullets, long_rows, provenance_block, table
+from harness.tables.show.data import DASH, Block, Cell, TableData, long_rows
 from harness.tables.show.figures import Line, Panel, draw
 
 _FUSED = ROWS["mixlora/fused"]
@@ -156,7 +162,7 @@ def _measurements(request: MeasureRequest, sweeps: list[Sweep]) -> list[MeasureS
     return [spec for points in _points(request, sweeps) for spec in points.measurements()]
 
 
-def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> Rendered:
+def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> TableData:
     numbers = [row for points in _points(request, sweeps) for row in points.numbers(records)]
     rows = long_rows(frame_of(numbers, SCALING_COLUMNS))
     found = {(row["sweep"], row["point"], row["setting"], row["metric"]): row for row in rows}
@@ -170,23 +176,28 @@ def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> R
     facts["adapters"] = {row.name: row.settings for row in (ROWS[LORA], _FUSED)}
     name = f"scaling-{request.shape}"
     figures: dict[str, bytes] = {}
-    parts = [
-        "# Fused MixLoRA: latency and memory against its settings and the batch",
-        f"{request.title} where the sweep is not over them; settings of the paper's Table 3.",
-    ]
+    text = f"{request.title} where the sweep is not over them; settings of the paper's Table 3."
+    blocks = [Block(text=text)]
     for sweep in sweeps:
-        parts += [f"## By {sweep.label} (default {sweep.default})", _sweep_table(sweep, found)]
+        blocks.append(_sweep_block(sweep, found))
         for kind, image in _sweep_figure(request, sweep, found).items():
             figures[f"{name}-{sweep.name}.{kind}"] = image
-    parts += [bullets([*_NOTES, *status_notes(records)]), provenance_block(facts)]
-    markdown = "\n\n".join(parts) + "\n"
-    return Rendered(name, markdown, rows, facts, figures, len(failures(records)))
+    blocks.append(Block(notes=[*_NOTES, *status_notes(records)]))
+    return TableData(
+        name=name,
+        title="Fused MixLoRA: latency and memory against its settings and the batch",
+        blocks=blocks,
+        numbers=rows,
+        provenance=facts,
+        figures=figures,
+        failed=len(failures(records)),
+    )
 
 
 _Found = dict[tuple[str, int, str, str], Row]
 
 
-def _sweep_table(sweep: Sweep, found: _Found) -> str:
+def _sweep_block(sweep: Sweep, found: _Found) -> Block:
     # Points on different batches are not compared with each other.
     ratios = {"ratio": "of LoRA, %"}
     if not sweep.varies_batch:
@@ -196,13 +207,13 @@ def _sweep_table(sweep: Sweep, found: _Found) -> str:
         head += [heading, *ratios.values()]
     lines = []
     for point in sweep.points:
-        line = [str(point)]
+        line = [Cell(str(point), point)]
         for _, setting, metric in _COLUMNS:
             key = (sweep.name, point, setting)
-            line.append(printed(found.get((*key, metric)), spread=True))
-            line += [printed(found.get((*key, f"{metric}_{suffix}"))) for suffix in ratios]
+            line.append(cell_of(found.get((*key, metric)), spread=True))
+            line += [cell_of(found.get((*key, f"{metric}_{suffix}"))) for suffix in ratios]
         lines.append(line)
-    return table(head, lines)
+    return Block(f"By {sweep.label} (default {sweep.default})", head=head, rows=lines)
 
 
 def _sweep_figure(request: MeasureRequest, sweep: Sweep, found: _Found) -> dict[str, bytes]:

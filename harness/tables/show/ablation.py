@@ -9,10 +9,10 @@ from harness.cells.methods import METHOD_TITLES
 from harness.store.records import RunRecord
 from harness.tables.numbers.comparison import AVERAGE
 
-from .data import Rendered
+from .data import TableData
 from .figures import Line, Panel, draw
 
-_Finish = Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered]
+_Finish = Callable[[TableData, Mapping[str, Sequence[RunRecord]]], TableData]
 
 _LEGEND = "shaded: standard error over examples, of measured accuracies; axes do not start at 0"
 
@@ -30,30 +30,30 @@ def pictured(title: str, x_label: str, parameters: str = "") -> _Finish:
         parameters: Title of a second one over the trainable parameters; "" for none.
     """
 
-    def finish(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -> Rendered:
+    def finish(table: TableData, records: Mapping[str, Sequence[RunRecord]]) -> TableData:
         positions: dict[str, float] = {setting: i for i, setting in enumerate(records)}
         ticks = {i: setting.rpartition("=")[2] for i, setting in enumerate(records)}
         # Means only over all the tasks that were asked for, of accuracies alone.
         means = [
             row
-            for row in rendered.rows
+            for row in table.numbers
             if row["task"].startswith(AVERAGE) and row["unit"] == "%" and row["setting"] in records
         ]
         if not means:
-            return rendered
+            return table
         places = [positions[row["setting"]] for row in means]
-        pictures = {rendered.name: draw(title, x_label, _panels(means, places), _LEGEND, ticks)}
+        pictures = {table.name: draw(title, x_label, _panels(means, places), _LEGEND, ticks)}
         if parameters:
-            percent = {_who(r): r["value"] for r in rendered.rows if r["metric"] == "params"}
+            percent = {_who(r): r["value"] for r in table.numbers if r["metric"] == "params"}
             panels = _panels(means, [percent[_who(row)] for row in means])
             images = draw(parameters, "trainable parameters, % of the model", panels, _LEGEND)
-            pictures[f"{rendered.name}-parameters"] = images
+            pictures[f"{table.name}-parameters"] = images
         figures = {
             f"{name}.{kind}": data
             for name, images in pictures.items()
             for kind, data in images.items()
         }
-        return dataclasses.replace(rendered, figures=figures)
+        return dataclasses.replace(table, figures=figures)
 
     return finish
 

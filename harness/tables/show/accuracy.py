@@ -1,11 +1,12 @@
-"""Renders an accuracy table: its blocks, its marks, what it is made of. Torch-free."""
+"""An accuracy table as data: its blocks, its marks, its provenance. Torch-free."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from harness.cells.spec import OWN
 from harness.paper.reported import place_of
 from harness.request.request import Request
 from harness.store.outcome import Outcome
+from harness.store.records import RunRecord
 from harness.tables.numbers.comparison import (
     AVERAGE,
     BASELINE,
@@ -27,20 +29,24 @@ from harness.tables.numbers.statistics import COLLAPSED_SHARE
 from tasks import get_task
 
 from .data import (
+    COLLAPSED_SIGN,
+    COMPARED,
     DASH,
-    Rendered,
-    bullets,
+    MEASURED,
+    REPORTED,
+    Block,
+    Cell,
+    Mark,
+    TableData,
+    distinct,
     long_rows,
     number,
-    provenance_block,
-    table,
 )
-from .made_of import provenance_of
-from .sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
 
-COLLAPSED_MARK = "†"
-#: What stands where a cell is another shard's, and not done.
-NOT_RUN = "not run"
+#: The mark of a cell that belongs to another shard and is not done.
+NOT_RUN: Mark = "not run"
+
+#: A difference is marked as significant if its p-value, adjusted by Holm's method, is below this.
 _SIGNIFICANT = 0.05
 
 
@@ -51,30 +57,31 @@ def render(
     outcome: Outcome,
     frame: pd.DataFrame,
     statuses: Mapping[tuple[str, ...], str] = MappingProxyType({}),
-) -> Rendered:
-    """All forms of a table.
+) -> TableData:
+    """An accuracy table from its numbers.
 
     Args:
-        asked: Which table.
-        request: What was asked for: its rows and columns, filled or not.
-        lines: The (method, setting) that have cells.
-        outcome: What became of its cells.
-        frame: `compare.compare`'s numbers.
-        statuses: (model, method, setting, task) -> "failed", "OOM" or "not run", of the cells that
-            failed or are left to other shards.
+        asked: the table: its title, settings and the paper's tables that it reproduces.
+        request: what the user asked for: the rows and columns, whether they are filled or not.
+        lines: the pairs of method and setting that have cells.
+        outcome: what became of the cells.
+        frame: the numbers, from `harness.tables.numbers.comparison.compare`.
+        statuses: for each cell that failed or was left to another shard, "failed", "OOM" or
+            "not run", by (model, method, setting, task).
     """
-    provenance = provenance_of(asked, request, outcome)
     grid = _Grid(frame, asked, request, lines, statuses)
     places = " and ".join(map(place_of, asked.paper_tables))
-    parts = [f"# {asked.title} ({places} of arXiv 2404.15159)"]
-    for model in request.models:
-        parts += _measured_block(grid, model)
-    parts += _reported_block(grid)
-    parts += _notes(request, outcome)
-    parts += [provenance_block(provenance)]
-    markdown = "\n\n".join(parts) + "\n"
-    failed = len(outcome.failed)
-    return Rendered(asked.name, markdown, long_rows(frame), provenance, failed=failed)
+    blocks = [block for model in request.models for block in _measured_blocks(grid, model)]
+    blocks += _reported_blocks(grid)
+    blocks += [Block(notes=_notes(request, outcome))]
+    return TableData(
+        name=asked.name,
+        title=f"{asked.title} ({places} of arXiv 2404.15159)",
+        blocks=blocks,
+        numbers=long_rows(frame),
+        provenance=_provenance(asked, request, outcome),
+        failed=len(outcome.failed),
+    )
 
 
 @dataclass(frozen=True)
@@ -87,14 +94,14 @@ class _Line:
 
 
 class _Grid:
-    """Looks numbers up by (source, model, method, setting, task, metric).
+    """Looks the numbers up by (source, model, method, setting, task, metric).
 
     Args:
-        frame: `compare.compare`'s numbers.
-        asked: Which table.
-        request: What was asked for.
-        asked_lines: The (method, setting) that have cells.
-        statuses: (model, method, setting, task) -> how it failed, or that it was not run.
+        frame: the numbers, from `harness.tables.numbers.comparison.compare`.
+        asked: the table.
+        request: what the user asked for.
+        asked_lines: the pairs of method and setting that have cells.
+        statuses: why a cell has no number, by (model, method, setting, task).
     """
 
     def __init__(
@@ -108,19 +115,24 @@ class _Grid:
         self.asked = asked
         self.statuses = statuses
         self.request = request
-        self._asked_lines = asked_lines
+        self.settings = [(setting.name, setting.title) for setting in asked.settings]
         self._rows: dict[tuple[str, ...], Any] = {
             (row.source, row.model, row.method, row.setting, row.task, row.metric): row
             for row in frame.itertuples(index=False)
         }
-        reported = frame[frame["source"] == "reported"]
-        self.reported_models = list(dict.fromkeys(reported["model"]))
-        self.reported_lines = {
-            (row.model, row.method, row.setting)
-            for row in reported.itertuples(index=False)
-            if row.metric == "accuracy"
-        }
         self.average = next((t for t in frame["task"] if t.startswith(AVERAGE)), AVERAGE)
+        self.columns = [*request.tasks, self.average]
+        self.headings = [
+            *(get_task(name).title for name in request.tasks),
+            self.average.replace(AVERAGE, "AVG"),
+        ]
+        self.lines = [
+            line
+            for line in _lines(self.settings, request.methods)
+            if (line.method, line.setting) in asked_lines
+        ]
+        # Keys of the accuracies that the paper reports, in its order.
+        self.reported = [key for key in self._rows if key[0] == REPORTED and key[-1] == "accuracy"]
 
     def value(self, *key: str) -> float | None:
         row = self._rows.get(key)
@@ -130,164 +142,160 @@ class _Grid:
         row = self._rows.get(key)
         return None if row is None or pd.isna(row.stderr) else float(row.stderr)
 
-    @property
-    def columns(self) -> list[str]:
-        return [*self.request.tasks, self.average]
 
-    @property
-    def headings(self) -> list[str]:
-        average = self.average.replace(AVERAGE, "AVG")
-        return [get_task(name).title for name in self.request.tasks] + [average]
-
-    def lines(self, settings: Sequence[tuple[str, str]], methods: Sequence[str]) -> list[_Line]:
-        """A line for each method in each (setting, its title), the untuned base once."""
-        return [
-            _Line(method, name, ", ".join(filter(None, [METHOD_TITLES[method], title])))
-            for method in methods
-            for name, title in (settings if method != BASE else settings[:1])
-        ]
-
-    @property
-    def asked_lines(self) -> list[_Line]:
-        settings = [(setting.name, setting.title) for setting in self.asked.settings]
-        lines = self.lines(settings, self.request.methods)
-        return [line for line in lines if (line.method, line.setting) in self._asked_lines]
+def _lines(settings: Sequence[tuple[str, str]], methods: Sequence[str]) -> list[_Line]:
+    """A line for each method in each (setting, its title); the untuned base has only one."""
+    return [
+        _Line(method, name, ", ".join(filter(None, [METHOD_TITLES[method], title])))
+        for method in methods
+        for name, title in (settings if method != BASE else settings[:1])
+    ]
 
 
-def _measured_block(grid: _Grid, model: str) -> list[str]:
+def _measured_blocks(grid: _Grid, model: str) -> list[Block]:
     request, main = grid.request, grid.asked.main
     quirks = f", with {', '.join(request.quirks)}" if request.quirks else ""
     bits = f", {request.quantize} base" if request.quantize else ""
     by = "" if request.evaluator == OWN else f" by {request.evaluator}"
-    parts = [f"## {model}: measured, {request.scoring} scoring{by}{bits}{quirks}"]
+    heading = f"{model}: measured, {request.scoring} scoring{by}{bits}{quirks}"
+    blocks = []
     for metric in metrics_of(request.scoring, request.evaluator):
-        head = ["method", "parameters", "%", *grid.headings]
-        rows = [_measured_row(grid, model, line, metric) for line in grid.asked_lines]
+        rows = [_measured_row(grid, model, line, metric) for line in grid.lines]
         levels = [
-            number(grid.value("measured", model, "", main, task, "majority_class"))
+            number(grid.value(MEASURED, model, "", main, task, "majority_class"), ".1f", MEASURED)
             for task in grid.columns
         ]
-        rows.append(["majority class", "", "", *levels])
-        parts += [f"{metric} (%) ± standard error over examples", table(head, rows)]
-        compared = [line for line in grid.asked_lines if line.method != BASELINE]
+        rows.append([Cell("majority class"), Cell(), Cell(), *levels])
+        text = f"{metric} (%) ± standard error over examples"
+        head = ["method", "parameters", "%", *grid.headings]
+        blocks.append(Block("" if blocks else heading, text=text, head=head, rows=rows))
+        compared = [line for line in grid.lines if line.method != BASELINE]
         if BASELINE in request.methods and compared:
-            what = f"{metric}, points above LoRA on the same examples (p of a paired test)"
-            parts += [what, _against(grid, model, compared, f"{metric}_minus_{BASELINE}")]
-        others = [line for line in grid.asked_lines if line.setting != main]
+            text = f"{metric}, points above LoRA on the same examples (p of a paired test)"
+            blocks.append(_differences(grid, model, compared, f"{metric}_minus_{BASELINE}", text))
+        others = [line for line in grid.lines if line.setting != main]
         if others:
-            title = next(s.title for s in grid.asked.settings if s.name == main)
-            what = f"{metric}, points above the same method with {title}, likewise"
-            parts += [what, _against(grid, model, others, f"{metric}_minus_{MAIN}")]
+            title = dict(grid.settings)[main]
+            text = f"{metric}, points above the same method with {title}, likewise"
+            blocks.append(_differences(grid, model, others, f"{metric}_minus_{MAIN}", text))
     comparable = request.scoring == "label" and request.evaluator == OWN
-    if model in grid.reported_models and comparable:
-        parts += [f"### {model}: the paper, and measured minus paper", _paper_table(grid, model)]
-    return parts
+    if comparable and any(key[1] == model for key in grid.reported):
+        blocks.append(_paper_block(grid, model))
+    return blocks
 
 
-def _measured_row(grid: _Grid, model: str, line: _Line, metric: str) -> list[str]:
-    place = ("measured", model, line.method, line.setting)
-    count = grid.value(*place, "", "trainable_parameters")
-    percent = grid.value(*place, "", "params")
-    row = [line.title, DASH if count is None else f"{count:,.0f}", number(percent, 2)]
-    for task in grid.columns:
-        value = grid.value(*place, task, metric)
-        text = number(value) if value is not None else grid.statuses.get((*place[1:], task), DASH)
-        stderr = grid.stderr(*place, task, metric)
-        text += "" if stderr is None else f" ± {stderr:.1f}"
-        spread = grid.value(*place, task, f"{metric}_seed_std")
-        text += "" if spread is None else f" (s {spread:.1f})"
-        collapsed = grid.value(*place, task, f"{metric}_collapsed")
-        row.append(text + (f" {COLLAPSED_MARK}" if collapsed else ""))
-    return row
-
-
-def _against(grid: _Grid, model: str, lines: list[_Line], metric: str) -> str:
-    """Differences and their p; with a mean where they have one."""
-    place = ("measured", model)
-    columns = list(grid.request.tasks)
-    if any(
-        grid.value(*place, e.method, e.setting, grid.average, metric) is not None for e in lines
-    ):
-        columns.append(grid.average)
-    rows = []
-    for line in lines:
-        row = [line.title]
-        for task in columns:
-            key = (*place, line.method, line.setting, task)
-            row.append(
-                _difference(*(grid.value(*key, f"{metric}{e}") for e in ("", "_p", "_p_holm")))
-            )
-        rows.append(row)
-    return table(["method", *grid.headings[: len(columns)]], rows)
-
-
-def _difference(points: float | None, p_value: float | None, adjusted: float | None) -> str:
-    if points is None:
-        return DASH
-    if p_value is None or adjusted is None:
-        return f"{points:+.1f}"
-    text = f"{points:+.1f} ({'<0.001' if p_value < 0.001 else f'{p_value:.3f}'})"
-    return f"**{text}**" if adjusted < _SIGNIFICANT else text
-
-
-def _paper_table(grid: _Grid, model: str) -> str:
-    rows = []
-    for line in grid.asked_lines:
-        place = (model, line.method, line.setting)
-        paper = [_reported_cell(grid, *place, task) for task in grid.columns]
-        params = number(grid.value("reported", *place, "", "params"))
-        rows.append([line.title, PAPER_ROW, params, *paper])
-        minus = [grid.value("measured", *place, t, "accuracy_minus_paper") for t in grid.columns]
-        params_minus = grid.value("measured", *place, "", "params_minus_paper")
-        signed = [DASH if value is None else f"{value:+.1f}" for value in minus]
-        rows.append(
-            [
-                "",
-                MINUS_PAPER_ROW,
-                DASH if params_minus is None else f"{params_minus:+.2f}",
-                *signed,
-            ]
-        )
-    return table(["method", "", "%", *grid.headings], rows)
-
-
-def _reported_block(grid: _Grid) -> list[str]:
-    """The paper's numbers on models that were not run: a block of their own, nothing subtracted."""
-    others = [model for model in grid.reported_models if model not in grid.request.models]
-    if not others:
-        return []
-    columns = [*grid.request.tasks, AVERAGE]
-    settings = [(setting.name, setting.title) for setting in grid.asked.settings]
-    rows = []
-    for model in others:
-        for line in grid.lines(
-            [*settings, ("delta", "difference as printed")], list(METHOD_TITLES)
-        ):
-            place = (model, line.method, line.setting)
-            if place in grid.reported_lines:
-                params = number(grid.value("reported", *place, "", "params"))
-                cells = [_reported_cell(grid, *place, task) for task in columns]
-                rows.append([model, line.title, params, *cells])
-    if not rows:
-        return []
-    titles = [get_task(name).title for name in grid.request.tasks]
+def _measured_row(grid: _Grid, model: str, line: _Line, metric: str) -> list[Cell]:
+    place = (model, line.method, line.setting)
     return [
-        f"## {REPORTED_BLOCK} for other models (not measured here, not comparable)",
-        table(["model", "method", "%", *titles, f"AVG of {len(grid.asked.tasks)}"], rows),
+        Cell(line.title),
+        number(grid.value(MEASURED, *place, "", "trainable_parameters"), ",.0f", MEASURED),
+        number(grid.value(MEASURED, *place, "", "params"), ".2f", MEASURED),
+        *(_accuracy(grid, (*place, task), metric) for task in grid.columns),
     ]
 
 
-def _reported_cell(grid: _Grid, model: str, method: str, setting: str, task: str) -> str:
-    value = grid.value("reported", model, method, setting, task, "accuracy")
-    level = REPORTED_MAJORITY.get(task)
-    collapsed = value is not None and level is not None and abs(value - level) <= REPORTED_TOLERANCE
-    return number(value) + (f" {COLLAPSED_MARK}" if collapsed else "")
+def _accuracy(grid: _Grid, place: tuple[str, ...], metric: str) -> Cell:
+    key = (MEASURED, *place)
+    value = grid.value(*key, metric)
+    if value is None:
+        status = cast(Mark, grid.statuses.get(place, ""))
+        return Cell(status or DASH, mark=status, source=MEASURED)
+    text, error = f"{value:.1f}", {}
+    stderr, spread = grid.stderr(*key, metric), grid.value(*key, f"{metric}_seed_std")
+    if stderr is not None:
+        text += f" ± {stderr:.1f}"
+        error["stderr"] = stderr
+    if spread is not None:
+        text += f" (s {spread:.1f})"
+        error["seed_std"] = spread
+    mark: Mark = "collapsed" if grid.value(*key, f"{metric}_collapsed") else ""
+    return Cell(text, value, error, mark, MEASURED)
+
+
+def _differences(grid: _Grid, model: str, lines: list[_Line], metric: str, text: str) -> Block:
+    """Differences with their p-values, and their mean in a last column if one of them has one."""
+    rows = [
+        [
+            _difference(grid, (MEASURED, model, line.method, line.setting, task), metric)
+            for task in grid.columns
+        ]
+        for line in lines
+    ]
+    if all(row[-1].missing for row in rows):
+        rows = [row[:-1] for row in rows]
+    return Block(
+        text=text,
+        head=["method", *grid.headings][: 1 + len(rows[0])],
+        rows=[[Cell(line.title), *row] for line, row in zip(lines, rows, strict=True)],
+    )
+
+
+def _difference(grid: _Grid, key: tuple[str, ...], metric: str) -> Cell:
+    points, p, adjusted = (grid.value(*key, f"{metric}{end}") for end in ("", "_p", "_p_holm"))
+    if points is None or p is None or adjusted is None:
+        return number(points, "+.1f", MEASURED)
+    text = f"{points:+.1f} ({'<0.001' if p < 0.001 else f'{p:.3f}'})"
+    mark: Mark = "significant" if adjusted < _SIGNIFICANT else ""
+    return Cell(text, points, {"p": p, "p_holm": adjusted}, mark, MEASURED)
+
+
+def _paper_block(grid: _Grid, model: str) -> Block:
+    """The paper's numbers for a model that was run, each line above what ours is beyond it."""
+    rows = []
+    for line in grid.lines:
+        place = (model, line.method, line.setting)
+        ours = [
+            number(grid.value(MEASURED, *place, "", "params_minus_paper"), "+.2f", COMPARED),
+            *(
+                number(grid.value(MEASURED, *place, task, "accuracy_minus_paper"), "+.1f", COMPARED)
+                for task in grid.columns
+            ),
+        ]
+        rows += [
+            [Cell(line.title), Cell("paper"), *_reported_cells(grid, place, grid.columns)],
+            [Cell(), Cell("measured - paper"), *ours],
+        ]
+    heading = f"{model}: the paper, and measured minus paper"
+    return Block(heading, level=3, head=["method", "", "%", *grid.headings], rows=rows)
+
+
+def _reported_blocks(grid: _Grid) -> list[Block]:
+    """The paper's numbers for models that were not run: in a block of their own, not compared."""
+    found = {key[1:4] for key in grid.reported}
+    lines = _lines([*grid.settings, ("delta", "difference as printed")], list(METHOD_TITLES))
+    tasks = [*grid.request.tasks, AVERAGE]
+    rows = []
+    for model in dict.fromkeys(key[1] for key in grid.reported):
+        for line in lines:
+            place = (model, line.method, line.setting)
+            if model not in grid.request.models and place in found:
+                labels = [Cell(model), Cell(line.title)]
+                rows.append([*labels, *_reported_cells(grid, place, tasks)])
+    if not rows:
+        return []
+    titles = [*grid.headings[:-1], f"AVG of {len(grid.asked.tasks)}"]
+    heading = "Reported by the paper for other models (not measured here, not comparable)"
+    return [Block(heading, head=["model", "method", "%", *titles], rows=rows)]
+
+
+def _reported_cells(grid: _Grid, place: tuple[str, ...], tasks: Sequence[str]) -> list[Cell]:
+    """What the paper reports of a method: its parameters in percent, and its accuracies."""
+    cells = [number(grid.value(REPORTED, *place, "", "params"), ".1f", REPORTED)]
+    for task in tasks:
+        value = grid.value(REPORTED, *place, task, "accuracy")
+        level = REPORTED_MAJORITY.get(task)
+        collapsed = (
+            value is not None and level is not None and abs(value - level) <= REPORTED_TOLERANCE
+        )
+        cell = number(value, ".1f", REPORTED)
+        cells.append(dataclasses.replace(cell, mark="collapsed") if collapsed else cell)
+    return cells
 
 
 def _notes(request: Request, outcome: Outcome) -> list[str]:
     levels = ", ".join(f"{name} {level} %" for name, level in REPORTED_MAJORITY.items())
     notes = [
-        f"{COLLAPSED_MARK} collapsed: at least {100 * COLLAPSED_SHARE:.0f} % of the predictions "
+        f"{COLLAPSED_SIGN} collapsed: at least {100 * COLLAPSED_SHARE:.0f} % of the predictions "
         f"are one answer; for reported cells, accuracy within {REPORTED_TOLERANCE} of the "
         f"majority-class level ({levels})",
         "p: of a sign-flip test on the same examples, as it is; bold: better or worse with p < "
@@ -300,4 +308,72 @@ def _notes(request: Request, outcome: Outcome) -> list[str]:
     notes += [str(failure) for failure in outcome.failed.values()]
     if outcome.not_run:
         notes.append(f"{NOT_RUN}: {len(outcome.not_run)} cells of other shards")
-    return [bullets(notes)]
+    return notes
+
+
+def _provenance(asked: TableLayout, request: Request, outcome: Outcome) -> dict[str, Any]:
+    """What the measured numbers come from: command, settings, versions, hardware.
+
+    A value is a list of all the values that occur, because the cells can differ in it.
+    """
+    records = list(outcome.records.values())
+    rows = {
+        task: {
+            "train": sorted(
+                {r.training.get("rows", 0) for r in records if task in r.spec.train_tasks}
+            ),
+            "evaluation": sorted({len(r.tasks[task].answers) for r in records if task in r.tasks}),
+        }
+        for task in request.tasks
+    }
+    settings = [
+        # With the accumulation that --auto-batch came to, if it changed it.
+        {**record.spec.to_json()["train"], **_accumulation(record)}
+        for record in records
+        if record.spec.train is not None
+    ]
+    # Both the rows that this run left out and those that the stored records were made without: a
+    # file of rows can have changed in between.
+    counts = [record.provenance.get("skipped", {}) for record in records] + [outcome.skipped]
+    skipped = {
+        name: distinct(count[name] for count in counts if name in count)
+        for name in dict.fromkeys(name for count in counts for name in count)
+    }
+    adapters = {
+        method: found
+        for method in request.methods
+        if (found := distinct(dict(r.spec.adapter) for r in records if r.spec.method == method))
+        and method != BASE
+    }
+    return {
+        "table": asked.name,
+        "command": request.command(asked.name, [s.name for s in asked.settings if s.title]),
+        "preset": request.preset.name,
+        "models": list(request.models),
+        "weights": distinct(record.provenance["weights"] for record in records),
+        "data": distinct(record.provenance["data"] for record in records),
+        "rows": rows,
+        # Named only where there are some, so that the files of older tables stay as they are.
+        **({"bad rows left out": skipped} if skipped else {}),
+        "scoring": request.scoring,
+        "evaluator": request.evaluator,
+        "quirks of the released code": list(request.quirks),
+        "seeds": list(request.seeds),
+        "quantize": request.quantize,
+        "dtype": distinct(record.spec.dtype for record in records),
+        "training": distinct(settings),
+        "adapters": adapters,
+        "commit": distinct(record.provenance["commit"] for record in records),
+        "python": distinct(record.provenance["python"] for record in records),
+        "versions": distinct(record.provenance["versions"] for record in records),
+        "hardware": distinct(record.provenance["hardware"] for record in records),
+        "seconds": round(sum(sum(record.seconds.values()) for record in records), 1),
+        "cells": f"{len(records)} done, {len(outcome.failed)} failed, "
+        f"{len(outcome.unavailable)} unavailable"
+        + (f", {len(outcome.not_run)} not run" if outcome.not_run else ""),
+    }
+
+
+def _accumulation(record: RunRecord) -> dict[str, int]:
+    used = record.training.get("accumulation")
+    return {} if used is None else {"accumulation": used}
