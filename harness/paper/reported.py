@@ -29,7 +29,7 @@ COLUMNS = (*KEY_COLUMNS, "value", "unit")
 ELSEWHERE_KEY_COLUMNS = ("paper", *KEY_COLUMNS, "protocol")
 
 #: All columns of ``reported_elsewhere.csv``. "arxiv_checked" says whether the identifier was looked
-#: up, "independent" is "no" for the authors' own numbers and copies of them, "source" says where the
+#: up, "independent" is "no" for numbers of the authors and copies of them, "source" says where the
 #: number was read, and "other" holds rivals' numbers of the same row as text.
 ELSEWHERE_COLUMNS = (
     *("paper", "arxiv", "arxiv_checked", *COLUMNS),
