@@ -1,6 +1,6 @@
-"""What counts of tokens per expert say: shares, their spread, and whether experts specialise.
+"""Measures of how tokens spread over the experts, from counts of tokens. Torch-free.
 
-Torch-free. Shape legend: L layers, E experts, N tasks.
+Shape legend: L layers, E experts, N tasks. Counts are (L, E): how often each expert was selected.
 """
 
 from __future__ import annotations
@@ -11,35 +11,35 @@ import numpy as np
 
 
 def shares(counts: Sequence[Sequence[int]]) -> np.ndarray:
-    """(L, E): of each layer's selections, K a token, the share of each expert; a layer sums to 1.
+    """The share of each expert in its layer's selections, (L, E); every layer adds up to 1.
 
-    An expert that every token goes to has 1 / K.
+    A token selects K experts, so an expert that every token goes to has a share of 1 / K.
     """
     array = np.asarray(counts, dtype=float)
     return array / array.sum(axis=1, keepdims=True)
 
 
 def load_std(counts: Sequence[Sequence[int]]) -> float:
-    """Standard deviation over experts of their mean share over the layers; 0 is perfect balance.
+    """The standard deviation over experts of their mean share over the layers, for one task.
 
-    Of one task; the mean over tasks stands beside Figure 5's figures (arXiv 2404.15159).
+    0 is perfect balance. Figure 5 of arXiv 2404.15159 gives the mean of this over the tasks.
     """
     return float(shares(counts).mean(axis=0).std())
 
 
 def layer_std(counts: Sequence[Sequence[int]]) -> float:
-    """Standard deviation over a layer's experts of their shares, averaged over the layers.
+    """The standard deviation over a layer's experts of their shares, averaged over the layers.
 
-    Layers whose favourites differ look balanced to `load_std`, and do not here.
+    Layers that favour different experts look balanced to `load_std`, but not here.
     """
     return float(shares(counts).std(axis=1).mean())
 
 
 def specialisation(by_task: Mapping[str, Sequence[Sequence[int]]]) -> float:
-    """Bits that the expert of a token tells about its task, averaged over the layers.
+    """How many bits the expert of a token tells about its task, averaged over the layers.
 
-    The mutual information of task and expert, every task weighing the same: 0 where all tasks go
-    the same ways, log2 N where each has experts of its own.
+    This is the mutual information of task and expert, with equal weight for every task: 0 where all
+    tasks use the experts alike, log2 N where each task has experts of its own.
     """
     joint = np.stack([shares(counts) for counts in by_task.values()], axis=1)  # (L, N, E)
     joint /= joint.shape[1]

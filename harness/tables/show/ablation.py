@@ -1,4 +1,4 @@
-"""The pictures of a table whose settings are the values of one number (Figure 4's kind)."""
+"""Figures of a table whose settings are the values of one number, such as the rank."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _LEGEND = "shaded: standard error over examples, of measured accuracies; axes do
 
 
 def pictured(title: str, x_label: str, parameters: str = "") -> _Finish:
-    """What adds pictures to such a table: accuracy over all tasks by setting, a line a method.
+    """A function that adds figures to such a table: mean accuracy by setting, a line a method.
 
-    A panel for each measured model and metric, and one for each of the paper's models. The settings
-    are named "name=value" and stand in their order, at equal distances. Bands are the standard
-    error over examples, of measured accuracies; the paper gives none.
+    There is one panel for each measured model and metric, and one for each of the paper's models.
+    The settings are named "name=value" and stand in their order at equal distances. The bands are
+    the standard error over examples of measured accuracies; the paper gives none.
 
     Args:
-        title: Of the picture.
-        x_label: What the settings are values of.
-        parameters: Title of a second one over the trainable parameters; "" for none.
+        title: title of the figure.
+        x_label: name of the number that the settings are values of.
+        parameters: title of a second figure, over the trainable parameters; "" for none.
     """
 
     def finish(table: TableData, records: Mapping[str, Sequence[RunRecord]]) -> TableData:
         positions: dict[str, float] = {setting: i for i, setting in enumerate(records)}
         ticks = {i: setting.rpartition("=")[2] for i, setting in enumerate(records)}
-        # Means only over all the tasks that were asked for, of accuracies alone.
+        # Only means over all the tasks that were asked for, and only of accuracies.
         means = [
             row
             for row in table.numbers
@@ -59,12 +59,12 @@ def pictured(title: str, x_label: str, parameters: str = "") -> _Finish:
 
 
 def _who(row: Mapping[str, str]) -> tuple[str, ...]:
-    """What has one number of parameters."""
+    """What a number of parameters belongs to."""
     return tuple(row[name] for name in ("source", "model", "method", "setting"))
 
 
 def _panels(rows: Sequence[dict], places: Sequence[float]) -> list[Panel]:
-    """The rows as panels by model and metric, each at its place on the x axis."""
+    """The rows as panels by model and metric, each row at its place on the x axis."""
     found: dict[tuple[str, str], dict[str, list[tuple[float, dict]]]] = {}
     for row, place in zip(rows, places, strict=True):
         panel = (f"{row['model']}, {row['source']}", f"{row['metric']} ({row['task']}), %")

@@ -1,4 +1,4 @@
-"""Draws lines with a spread over a logarithmic axis, as SVG and PNG; the style of all figures."""
+"""Draws the figures, as SVG and PNG in one style: lines with a spread, and heat maps of shares."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Line:
     """One line of a panel.
 
     Attributes:
-        label: For the legend.
-        x: Positions; above 0 on a logarithmic axis.
-        y: Values.
-        low, high: Bounds of the shaded spread, as long as y; equal to it where there is none.
+        label: its name in the legend.
+        x: the positions of the points, above 0 on a logarithmic axis.
+        y: the values at these positions.
+        low, high: the bounds of the shaded spread at these positions; equal to y without a spread.
     """
 
     label: str
@@ -39,12 +39,12 @@ class Panel:
     """One pair of axes.
 
     Attributes:
-        y_label: With the unit.
-        lines: At most three; a label has the same style in every panel.
-        log_y: Whether y is logarithmic.
-        from_zero: Whether a y that is not starts at 0.
-        reference: Where a dashed horizontal line lies; None for none.
-        title: Above it; "" for none.
+        y_label: label of the y axis, with the unit.
+        lines: at most three lines; a label has the same style in every panel.
+        log_y: whether the y axis is logarithmic.
+        from_zero: whether a y axis that is not logarithmic starts at 0.
+        reference: the height of a dashed horizontal line; None for no line.
+        title: text above the panel; "" for none.
     """
 
     y_label: str
@@ -65,17 +65,17 @@ def draw(
     """The panels side by side over the same x.
 
     Args:
-        title: Above all.
-        x_label: Of every panel's x.
-        panels: In order.
-        legend: What the shaded bands and dashed lines are.
-        tick_labels: Names of the positions, at equal distances; None: x are numbers, on a
-            logarithmic axis.
+        title: text above all panels.
+        x_label: label of the x axis of every panel.
+        panels: the panels from left to right.
+        legend: what the shaded bands and dashed lines stand for.
+        tick_labels: the names of the positions, which then have equal distances; None for a
+            logarithmic axis of numbers.
 
     Returns:
-        Format ("svg", "png") -> the file's content; the same input gives the same bytes.
+        The content of the file by format, "svg" and "png"; the same input gives the same bytes.
     """
-    # Here, because no other part of a table needs it.
+    # Imported here, because a table without figures does not need it.
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
@@ -121,7 +121,7 @@ def draw(
 
 
 def _apart(values: set[float]) -> list[float]:
-    """The values from the least on, without those too near to the one before to be labelled."""
+    """The values in ascending order, without those too close to the one before for a label."""
     kept: list[float] = []
     for value in sorted(values):
         if not kept or value >= 1.3 * kept[-1]:
@@ -130,16 +130,16 @@ def _apart(values: set[float]) -> list[float]:
 
 
 def style() -> AbstractContextManager[None]:
-    """While this lasts, figures are drawn as all of the project's are."""
+    """A context in which figures are drawn in the project's style."""
     import matplotlib
 
-    # Without a salt of its own every SVG has other ids; its text stays text, to be found and read.
+    # A fixed salt gives the same ids in every run; text stays text, so that it can be searched.
     settings: dict[Any, Any] = {"svg.hashsalt": "mixlora", "svg.fonttype": "none", "font.size": 9}
     return matplotlib.rc_context(settings)
 
 
 def images_of(figure: Figure) -> dict[str, bytes]:
-    """Format ("svg", "png") -> the file's content, with its title and no date; inside `style`."""
+    """The content of the file by format, with a title and no date; to be called inside `style`."""
     images = {}
     metadata: dict[str, str | None]
     for kind in ("svg", "png"):
@@ -156,8 +156,8 @@ class HeatMap:
     """One panel.
 
     Attributes:
-        title: Above it.
-        shares: Layers x experts, each layer adding up to 1.
+        title: text above the panel.
+        shares: the share of each expert, (layers, experts); every layer adds up to 1.
     """
 
     title: str
@@ -165,10 +165,10 @@ class HeatMap:
 
 
 def draw_heat_maps(title: str, maps: Sequence[HeatMap]) -> dict[str, bytes]:
-    """Heat maps side by side on one scale, under each the mean share of every expert as a bar.
+    """Heat maps side by side on one scale, each above bars of the mean share of every expert.
 
     Returns:
-        Format ("svg", "png") -> the file's content; the same input gives the same bytes.
+        The content of the file by format, "svg" and "png"; the same input gives the same bytes.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -181,7 +181,7 @@ def draw_heat_maps(title: str, maps: Sequence[HeatMap]) -> dict[str, bytes]:
         axes = figure.subplots(2, len(maps), squeeze=False, sharex=True, height_ratios=(3, 1))
         for column, each in enumerate(maps):
             upper, lower = axes[0][column], axes[1][column]
-            # Cividis is read alike with any colour vision, and in grey.
+            # Cividis looks alike with any colour vision, and in grey.
             image = upper.imshow(
                 each.shares,
                 cmap="cividis",
