@@ -108,7 +108,7 @@ class MeasuredPlan:
 
 
 def failures(records: Records) -> dict[MeasureSpec, str]:
-    """Why each measurement failed that did."""
+    """The reason of each failed measurement."""
     return {spec: r.reason for spec, r in records.items() if r.status == FAILED}
 
 
@@ -130,7 +130,7 @@ def status_notes(records: Records) -> list[str]:
 
 
 def provenance(records: Records) -> dict[str, Any]:
-    """What the measurements come from; a list where they differ."""
+    """What the measurements come from. A value is a list, because the measurements can differ."""
     found = list(records.values())
     specs = [record.spec for record in found]
     facts = [record.provenance for record in found]
@@ -146,7 +146,7 @@ def provenance(records: Records) -> dict[str, Any]:
         "commit": distinct(fact["commit"] for fact in facts),
         "python": distinct(fact["python"] for fact in facts),
         "versions": distinct(fact["versions"] for fact in facts),
-        # Of measurements that ended with a result: the others do not know the device's name.
+        # Only of measurements that ended with a result: the others do not know the device's name.
         "hardware": distinct(r.provenance["hardware"] for r in found if r.status == DONE),
         "load average at the start": f"{min(loads):.1f} to {max(loads):.1f}" if loads else None,
         "measured": sorted({fact["finished"][:10] for fact in facts}),

@@ -1,4 +1,4 @@
-"""The paper audited: every derived figure recomputed from the paper's own cells."""
+"""The paper audited: every figure that follows from others, recomputed from the paper's cells."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def _render() -> TableData:
 
 
 def _percentages(paper: Paper) -> dict[tuple[str, str, int], float]:
-    """Of every (model, method, rank) that has a "# Params" cell."""
-    # Here, because it builds models (on the meta device) and loads torch.
+    """The percentage of every (model, method, rank) that has a "# Params" cell."""
+    # Imported here, because it builds models (on the meta device) and loads torch.
     from harness.run.parameters import paper_percent
 
     wanted = {

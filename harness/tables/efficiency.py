@@ -27,7 +27,7 @@ PAPER_TABLES = {"llama2-7b": "6", "gemma-2b": "7"}
 #: Rows per adapter when decoding.
 DECODE_BATCHES = (1, 8)
 
-#: Heading, setting and metric of a printed column.
+#: The heading, setting and metric of a printed column.
 _Column = tuple[str, str, str]
 
 _TRAINING: list[_Column] = [
@@ -47,7 +47,7 @@ _DECODE: list[_Column] = [
 ]
 _COLUMNS = [*_TRAINING, *_INFERENCE, *_DECODE]
 
-#: (setting, metric) of the columns that the paper has.
+#: The (setting, metric) of the columns that the paper has too.
 _PAPER_COLUMNS = {
     *(("train", metric) for metric in ("forward_latency", "backward_latency", "peak_memory")),
     *(("inference", metric) for metric in ("forward_latency", "peak_memory")),
@@ -78,7 +78,7 @@ _NOTES = (
 
 
 def _batches(request: MeasureRequest) -> list[tuple[str, int]]:
-    """(workload, rows per adapter) of all latencies."""
+    """The (workload, rows per adapter) of all latencies."""
     batches = [("train", request.batch), ("inference", request.batch)]
     return batches + [("decode", batch) for batch in DECODE_BATCHES]
 
@@ -103,10 +103,10 @@ def _measurements(request: MeasureRequest, rows: list[MethodRow]) -> list[Measur
 
 
 def _compare(request: MeasureRequest, rows: list[MethodRow], records: Records) -> pd.DataFrame:
-    """All measured numbers and the paper's, in `MEASURE_COLUMNS`, measured first.
+    """All measured numbers and the paper's, in `MEASURE_COLUMNS`, measured ones first.
 
-    For a shape of the paper's the reported rows are those of its table; for others, all ratios of
-    both tables.
+    For a model of the paper the reported rows are those of its table; for any other model they are
+    all ratios of both tables.
     """
     paper_table = PAPER_TABLES.get(request.shape, "")
     found: list[Row] = []
@@ -126,7 +126,7 @@ def _compare(request: MeasureRequest, rows: list[MethodRow], records: Records) -
 
 def _row_numbers(request: MeasureRequest, row: MethodRow, records: Records) -> list[Row]:
     found: list[Row] = []
-    # LoRA's own ratio, 100 %, is printed as the paper prints it.
+    # LoRA's own ratio is 100 %; it is printed, because the paper prints it.
     ratios = [("ratio", LORA)]
     if row.reference is not None:
         ratios.append((row.compared_as, row.reference))

@@ -1,4 +1,4 @@
-"""Figure 5: how tokens spread over the experts by task and layer, with and without aux loss."""
+"""Figure 5: how tokens spread over the experts, by task and layer, with and without aux loss."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _with_load(table: TableData, records: Mapping[str, Sequence[RunRecord]]) -> 
 
 
 def _counted(group: Sequence[RunRecord]) -> list[RunRecord]:
-    """Of each model and method, the record of the first seed."""
+    """The records whose load was counted: for each model and method that of the first seed."""
     first: dict[tuple[str, str], RunRecord] = {}
     for record in sorted(group, key=lambda record: record.spec.seed):
         if all(task.expert_load is not None for task in record.tasks.values()):
@@ -70,7 +70,7 @@ def _title(setting: str, record: RunRecord) -> str:
 
 
 def _figures(record: RunRecord) -> dict[str, float]:
-    """Metric -> value."""
+    """The figures of a record, by metric."""
     loads = _loads(record)
     return {
         "expert_load_std": sum(map(load_std, loads.values())) / len(loads),
@@ -141,7 +141,7 @@ def _maps(record: RunRecord) -> list[HeatMap]:
 def _rows(
     setting: str, record: RunRecord, like: Sequence[Mapping[str, object]]
 ) -> list[dict[str, object]]:
-    """Long form of the summary, and of every task, in the columns of the accuracies."""
+    """The loads in long form: the summary and the shares, in the columns of the accuracies."""
     columns = dict.fromkeys(like[0]) if like else {}
     common = columns | {
         "table": "fig5",

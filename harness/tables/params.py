@@ -1,4 +1,4 @@
-"""The "# Params" columns of Tables 1, 2, 5 and 8, exactly, from models on the meta device."""
+"""The "# Params" columns of Tables 1, 2, 5 and 8, counted exactly on models without weights."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _Case = tuple[str, str, int]
 
 
 def _cases(paper: Paper) -> list[_Case]:
-    """What has a "# Params" cell, in the paper's order."""
+    """Every (model, method, rank) that has a "# Params" cell, in the paper's order."""
     rows = paper.of("1", "2", "5", "8", metric="params")
     return list(dict.fromkeys((row.key[1], row.key[2], rank_of(row)) for row in rows))
 
 
 def _render() -> TableData:
-    # Here, because it builds models and loads torch.
+    # Imported here, because it builds models and loads torch.
     from harness.run.parameters import count_magnitudes, count_paper, paper_percent
 
     paper = Paper()

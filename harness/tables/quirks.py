@@ -1,4 +1,4 @@
-"""What each quirk of the released code does to accuracy, alone and all together."""
+"""The effect of each quirk of the released code on accuracy, one at a time and all together."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from harness.request.request import Request
 from harness.store.records import RunRecord
 from harness.tables.show.data import Block, TableData
 
-# As in reported.csv, so that the paper's numbers stand beside the clean protocol's.
+# The name of this setting in reported.csv, so that the paper's numbers stand beside it.
 _CLEAN = "st"
 
 
 def _with(*quirks: str) -> Callable[[Request], list[RunSpec]]:
-    """The cells that one of the quirks concerns; the others are the clean ones."""
+    """The cells that one of these quirks concerns; all other cells equal the clean ones."""
 
     def cells(request: Request) -> list[RunSpec]:
         if request.quirks:
@@ -32,7 +32,7 @@ def _with(*quirks: str) -> Callable[[Request], list[RunSpec]]:
 
 
 def _explained(table: TableData, records: Mapping[str, Sequence[RunRecord]]) -> TableData:
-    """The table, and below it what its rows stand for."""
+    """The table with an explanation of its rows below it."""
     lines = [f"{quirk.name} ({quirk.needs}): {quirk.effect}" for quirk in QUIRKS.values()]
     cut = {
         record.spec.eval_tasks[0]: record.training["truncated"]

@@ -21,7 +21,7 @@ from harness.tables.show.figures import Line, Panel, draw
 
 _FUSED = ROWS["mixlora/fused"]
 
-#: Tokens of every batch of the sweep over the sequence length.
+#: The number of tokens in every batch of the sweep over the sequence length.
 _LENGTH_TOKENS = 1024
 
 
@@ -30,10 +30,10 @@ class Sweep:
     """One setting varied while all others stay.
 
     Attributes:
-        name: As on the command line.
-        label: Of the axis and column.
-        points: The values.
-        default: The one that the others are compared with.
+        name: name on the command line, and of the setting that varies.
+        label: label of the axis and of the column.
+        points: the values.
+        default: the value that the others are compared with.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Sweep:
 
     @property
     def varies_batch(self) -> bool:
-        """Whether it is over the batch, not over a setting of the adapter."""
+        """Whether the sweep varies the batch and not a setting of the adapter."""
         return self.name in ("tokens", "length")
 
 
@@ -65,7 +65,7 @@ SWEEPS: dict[str, Sweep] = {
 
 SCALING_COLUMNS = [*MEASURE_COLUMNS, "sweep", "point"]
 
-#: Heading, setting and metric of what is printed of a point.
+#: The heading, setting and metric of each number that is printed for a point.
 _COLUMNS = [
     ("train step, us per token", "train", "step_latency"),
     ("inference forward, us per token", "inference", "forward_latency"),
@@ -84,7 +84,7 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class _Points:
-    """The points of a sweep that run on one batch: those take turns with LoRA in one process."""
+    """The points of a sweep that run on the same batch and take turns with LoRA in one process."""
 
     request: MeasureRequest
     sweep: Sweep
@@ -113,7 +113,7 @@ class _Points:
         return latencies + [self.memory(subject) for subject in subjects]
 
     def numbers(self, records: Records) -> list[Row]:
-        """What is known of the points, in long form."""
+        """The numbers that are known of the points, in long form."""
         return [
             row | {"sweep": self.sweep.name, "point": value}
             for value in self.values
@@ -139,7 +139,7 @@ class _Points:
 
 
 def _batch(request: MeasureRequest, sweep: Sweep, value: int) -> tuple[int, int]:
-    """(rows, tokens per row) of a point."""
+    """The (rows, tokens per row) of a point."""
     if sweep.name == "tokens":
         return 1, value
     if sweep.name == "length":
@@ -198,7 +198,7 @@ _Found = dict[tuple[str, int, str, str], Row]
 
 
 def _sweep_block(sweep: Sweep, found: _Found) -> Block:
-    # Points on different batches are not compared with each other.
+    # Only points on the same batch are compared with each other.
     ratios = {"ratio": "of LoRA, %"}
     if not sweep.varies_batch:
         ratios["ratio_to_default"] = "of the default, %"
@@ -217,7 +217,7 @@ def _sweep_block(sweep: Sweep, found: _Found) -> Block:
 
 
 def _sweep_figure(request: MeasureRequest, sweep: Sweep, found: _Found) -> dict[str, bytes]:
-    """Images of a sweep; none without a number."""
+    """The figure of a sweep by format; nothing if there is no number."""
 
     def line(label: str, setting: str, metric: str) -> Line:
         rows = [found.get((sweep.name, point, setting, metric)) for point in sweep.points]
@@ -239,7 +239,7 @@ def _sweep_figure(request: MeasureRequest, sweep: Sweep, found: _Found) -> dict[
         Panel("relative to LoRA r = 80, %", latencies("_ratio"), reference=100),
         Panel("memory above weights, GB", [memory]),
     ]
-    # What has no number yet has no axes either.
+    # A panel without any number is left out.
     panels = [panel for panel in panels if any(line.x for line in panel.lines)]
     if not panels:
         return {}
