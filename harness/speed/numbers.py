@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from harness.tables.numbers.comparison import LONG_COLUMNS
-from harness.tables.show.data import DASH, MEASURED, Cell, Mark, Source
+from harness.tables.show.data import DASH, MEASURED, Cell, Source
 
 from .records import DONE, MeasureRecord
 from .spec import Subject
@@ -56,7 +56,7 @@ def cell_of(row: Row | None, source: Source = MEASURED, spread: bool = False) ->
     if row is None or (row["value"] is None and not row["status"]):
         return Cell(DASH, source=source)
     if row["status"]:
-        mark = cast(Mark, row["status"].partition(":")[0])
+        mark = row["status"].partition(":")[0]
         return Cell(mark, mark=mark, source=source)
     unit, error = row["unit"], {}
     text = _digits(row["value"], unit)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 
@@ -36,7 +36,6 @@ from .data import (
     REPORTED,
     Block,
     Cell,
-    Mark,
     TableData,
     distinct,
     long_rows,
@@ -44,7 +43,7 @@ from .data import (
 )
 
 #: The mark of a cell that belongs to another shard and is not done.
-NOT_RUN: Mark = "not run"
+NOT_RUN = "not run"
 
 #: A difference is marked as significant if its p-value, adjusted by Holm's method, is below this.
 _SIGNIFICANT = 0.05
@@ -198,7 +197,7 @@ def _accuracy(grid: _Grid, place: tuple[str, ...], metric: str) -> Cell:
     key = (MEASURED, *place)
     value = grid.value(*key, metric)
     if value is None:
-        status = cast(Mark, grid.statuses.get(place, ""))
+        status = grid.statuses.get(place, "")
         return Cell(status or DASH, mark=status, source=MEASURED)
     text, error = f"{value:.1f}", {}
     stderr, spread = grid.stderr(*key, metric), grid.value(*key, f"{metric}_seed_std")
@@ -208,7 +207,7 @@ def _accuracy(grid: _Grid, place: tuple[str, ...], metric: str) -> Cell:
     if spread is not None:
         text += f" (s {spread:.1f})"
         error["seed_std"] = spread
-    mark: Mark = "collapsed" if grid.value(*key, f"{metric}_collapsed") else ""
+    mark = "collapsed" if grid.value(*key, f"{metric}_collapsed") else ""
     return Cell(text, value, error, mark, MEASURED)
 
 
@@ -235,7 +234,7 @@ def _difference(grid: _Grid, key: tuple[str, ...], metric: str) -> Cell:
     if points is None or p is None or adjusted is None:
         return number(points, "+.1f", MEASURED)
     text = f"{points:+.1f} ({'<0.001' if p < 0.001 else f'{p:.3f}'})"
-    mark: Mark = "significant" if adjusted < _SIGNIFICANT else ""
+    mark = "significant" if adjusted < _SIGNIFICANT else ""
     return Cell(text, points, {"p": p, "p_holm": adjusted}, mark, MEASURED)
 
 

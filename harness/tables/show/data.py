@@ -19,7 +19,6 @@ from tabulate import tabulate
 from harness.store.files import write_atomically
 
 Source = Literal["", "measured", "computed", "reported", "compared"]
-Mark = Literal["", "collapsed", "significant", "failed", "OOM", "not run", "unavailable"]
 
 #: Whose number a cell holds: measured or computed by this project, reported by a paper, or a
 #: measured number less a reported one.
@@ -55,7 +54,7 @@ class Cell:
     text: str = ""
     value: float | None = None
     error: dict[str, float] = field(default_factory=dict)
-    mark: Mark = ""
+    mark: str = ""
     source: Source = ""
     beside: Cell | None = None
 
