@@ -157,7 +157,7 @@ def _measured_blocks(grid: _Grid, model: str) -> list[Block]:
     bits = f", {request.quantize} base" if request.quantize else ""
     by = "" if request.evaluator == OWN else f" by {request.evaluator}"
     heading = f"{model}: measured, {request.scoring} scoring{by}{bits}{quirks}"
-    blocks = []
+    blocks: list[Block] = []
     for metric in metrics_of(request.scoring, request.evaluator):
         rows = [_measured_row(grid, model, line, metric) for line in grid.lines]
         levels = [

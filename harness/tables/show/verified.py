@@ -21,21 +21,20 @@ def render_verified(name: str, results: Sequence[Verified]) -> TableData:
         name: the name of the table that the cells belong to.
         results: one for each cell that was run again.
     """
-    numbers = [
-        {
-            "id": result.record.id,
-            "cell": result.record.spec.title,
-            "same": not result.differences,
-            "differences": "; ".join(_shown(result.differences)),
-            "made otherwise": "; ".join(_shown(result.made_otherwise)),
-        }
-        for result in results
-    ]
-    rows = [
-        [Cell(row["cell"]), Cell(row["id"]), Cell("same" if row["same"] else f"differs: {text}")]
-        for row in numbers
-        for text in [row["differences"]]
-    ]
+    numbers, rows = [], []
+    for result in results:
+        record, differences = result.record, "; ".join(_shown(result.differences))
+        numbers.append(
+            {
+                "id": record.id,
+                "cell": record.spec.title,
+                "same": not differences,
+                "differences": differences,
+                "made otherwise": "; ".join(_shown(result.made_otherwise)),
+            }
+        )
+        end = f"differs: {differences}" if differences else "same"
+        rows.append([Cell(record.spec.title), Cell(record.id), Cell(end)])
     notes = [
         "same: every prediction, loss and count equals the stored one, bit for bit",
         *(
