@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import pkgutil
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
+from harness.options import Option
 from tasks.names import choose
 
 from .show.data import TableData
@@ -38,13 +39,16 @@ class Table(Protocol):
 
     @property
     def name(self) -> str:
-        """As on the command line."""
+        """Name on the command line."""
 
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options that this table has beside those of all tables."""
+    def options(self) -> list[Option]:
+        """The options that it has, those of every table among them."""
 
-    def plan(self, options: argparse.Namespace) -> Plan:
-        """What a command line asks of this table.
+    def plan(self, given: Mapping[str, Any]) -> Plan:
+        """The table that given options ask for.
+
+        Args:
+            given: name of an option's field -> value, of the options that were given.
 
         Raises:
             ValueError: A name is unknown, a number out of range, or the device not there.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.cells.methods import METHOD_TITLES
+from harness.options import command
 from harness.paper.audit import (
     LEVELS,
     Claim,
@@ -19,7 +20,6 @@ from harness.paper.audit import (
 )
 from harness.paper.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed
 from harness.paper.table import ComputedTable
-from harness.request.command_line import command
 from harness.run import provenance
 from harness.tables.show.data import (
     COMPUTED,

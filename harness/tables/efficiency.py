@@ -6,6 +6,7 @@ import dataclasses
 
 import pandas as pd
 
+from harness.options import command
 from harness.speed.numbers import (
     MEASURE_COLUMNS,
     Row,
@@ -146,10 +147,9 @@ def _row_numbers(request: MeasureRequest, row: MethodRow, records: Records) -> l
 
 def _render(request: MeasureRequest, rows: list[MethodRow], records: Records) -> TableData:
     frame = _compare(request, rows, records)
-    methods = None if len(rows) == len(ROWS) else [row.name for row in rows]
     facts = {
         "table": "efficiency",
-        "command": request.command("efficiency", methods=methods),
+        "command": command("efficiency", request),
         "model": request.title,
         **provenance(records),
     }

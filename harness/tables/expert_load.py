@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from harness.accuracy import AccuracyTable
-from harness.cells.layout import Setting, all_tasks
 from harness.cells.methods import METHOD_TITLES
+from harness.request import Setting, all_tasks
 from harness.store.records import RunRecord
 from harness.tables.numbers.comparison import load_reported
 from harness.tables.numbers.expert_load import layer_std, load_std, shares, specialisation

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from harness.cells.methods import METHOD_TITLES
 from harness.models.shapes import SHAPES
+from harness.options import command
 from harness.paper.audit import parameter_checks, rank_of
 from harness.paper.printed import AGREES, Check, Paper
 from harness.paper.table import ComputedTable
-from harness.request.command_line import command
 from harness.run import provenance
 from harness.tables.show.data import COMPUTED, REPORTED, Block, Cell, TableData, number
 

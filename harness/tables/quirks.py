@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.accuracy import AccuracyTable
-from harness.cells.layout import Setting, single_task
 from harness.cells.quirks import QUIRKS
 from harness.cells.spec import RunSpec
-from harness.request.request import Request
+from harness.request import Request, Setting, single_task
 from harness.store.records import RunRecord
 from harness.tables.show.data import Block, TableData
 

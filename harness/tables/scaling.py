@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.options import command
 from harness.speed.numbers import (
     MEASURE_COLUMNS,
     Row,
@@ -166,10 +167,9 @@ def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> T
     numbers = [row for points in _points(request, sweeps) for row in points.numbers(records)]
     rows = long_rows(frame_of(numbers, SCALING_COLUMNS))
     found = {(row["sweep"], row["point"], row["setting"], row["metric"]): row for row in rows}
-    asked = None if len(sweeps) == len(SWEEPS) else [sweep.name for sweep in sweeps]
     facts = {
         "table": "scaling",
-        "command": request.command("scaling", sweeps=asked),
+        "command": command("scaling", request),
         "model": request.title,
         **provenance(records),
     }

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from harness.cells.layout import TableLayout
 from harness.cells.methods import BASE, METHOD_TITLES
 from harness.cells.spec import OWN
+from harness.options import command
 from harness.paper.reported import place_of
-from harness.request.request import Request
+from harness.request import Request, TableLayout
 from harness.store.outcome import Outcome
 from harness.store.records import RunRecord
 from harness.tables.numbers.comparison import (
@@ -346,8 +346,8 @@ def _provenance(asked: TableLayout, request: Request, outcome: Outcome) -> dict[
     }
     return {
         "table": asked.name,
-        "command": request.command(asked.name, [s.name for s in asked.settings if s.title]),
-        "preset": request.preset.name,
+        "command": command(asked.name, request),
+        "preset": request.preset,
         "models": list(request.models),
         "weights": distinct(record.provenance["weights"] for record in records),
         "data": distinct(record.provenance["data"] for record in records),
