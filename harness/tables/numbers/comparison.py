@@ -1,12 +1,17 @@
 """Joins what was measured with what the paper reports, in long form. Torch-free.
 
-One row per number, in the columns of ``reported.csv`` plus source, stderr, n and seed. Beside the
-paper's metrics, measured rows have, for each accuracy ``m``: ``m_collapsed`` (1 where the
-predictions are one answer), ``m_seed_std`` (points, over several seeds), ``m_minus_lora`` (points,
-same examples) with ``m_minus_lora_p`` and, adjusted for the number of such tests of the model,
-``m_minus_lora_p_holm``, ``m_minus_main`` likewise against the same method in the table's main
-setting, and ``m_minus_paper`` (points) for the paper's own models; per task ``majority_class``; per
-method ``params`` and ``trainable_parameters``. An accuracy that lm-eval computed is ``lm_eval_m``.
+There is one row for each number, in the columns of ``reported.csv`` plus source, stderr, n and
+seed. Beside the paper's metrics, measured rows have for each accuracy ``m``:
+
+- ``m_collapsed``: 1 where (almost) all predictions are one answer, else 0;
+- ``m_seed_std``: the standard deviation over several seeds, in points;
+- ``m_minus_lora``: the difference to LoRA on the same examples, in points, with its p-value
+  ``m_minus_lora_p`` and ``m_minus_lora_p_holm``, which is adjusted for all such tests of the model;
+- ``m_minus_main``: the same against the same method in the table's main setting;
+- ``m_minus_paper``: the difference to the paper's number, in points, for the paper's own models.
+
+Each task has a ``majority_class``, each method ``params`` and ``trainable_parameters``. The name of
+an accuracy that lm-eval computed begins with ``lm_eval_``.
 """
 
 from __future__ import annotations
@@ -17,26 +22,27 @@ from typing import Any
 
 import pandas as pd
 
-from ..cells.spec import OWN
-from ..models.shapes import SHAPES
-from ..paper.reported import AVERAGE, COLUMNS, REPORTED_CSV, read_reported
-from ..store.records import RunRecord, TaskResult
-from .stats import holm, is_collapsed, majority_level, mean_and_stderr, paired_test, seed_std
+from harness.cells.spec import OWN
+from harness.models.shapes import SHAPES
+from harness.paper.reported import AVERAGE, COLUMNS, REPORTED_CSV, read_reported
+from harness.store.records import RunRecord, TaskResult
+
+from .statistics import holm, is_collapsed, majority_level, mean_and_stderr, paired_test, seed_std
 
 LONG_COLUMNS = [*COLUMNS, "source", "stderr", "n", "seed"]
 
 #: The method that every paired test compares with.
 BASELINE = "lora"
 
-#: Suffix of what is relative to the same method in the table's main setting.
+#: The suffix of metrics that compare with the same method in the table's main setting.
 MAIN = "main"
 
-#: Majority-class levels of whole evaluation splits, in percent, for marking reported cells. A
-#: reported accuracy within 0.1 points of its level is marked as collapsed to it.
+#: The majority-class levels of whole evaluation splits, in percent. A reported accuracy within 0.1
+#: points of its level is marked as collapsed to it.
 REPORTED_MAJORITY = {"boolq": 62.17}
 REPORTED_TOLERANCE = 0.1
 
-# Before the names of what lm-eval computed.
+# The beginning of the names of accuracies that lm-eval computed.
 _LM_EVAL = "lm_eval_"
 
 _Row = dict[str, Any]
@@ -44,26 +50,21 @@ _Cell = tuple[str, str, str]  # model, method, task
 
 
 def load_reported(table: str) -> pd.DataFrame:
-    """Every number of one of the paper's tables, in `LONG_COLUMNS`, source "reported".
+    """Every number of one of the paper's tables, in `LONG_COLUMNS`, with the source "reported".
 
     Args:
-        table: Its number in the paper; all but "3", the settings, hold numbers only.
+        table: the table's name in reported.csv, any but "3", whose settings are not all numbers.
 
     Raises:
-        ValueError: See `reported.read_reported`.
+        ValueError: The file is not as `harness.paper.reported.read_reported` expects it.
     """
     rows = [row for row in read_reported(REPORTED_CSV) if row["table"] == table]
     frame = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"value": float})
     return frame.assign(source="reported", stderr=None, n=None, seed="")[LONG_COLUMNS]
 
 
-def place_of(table: str) -> str:
-    """What a name in reported.csv's table column stands for: "Table 8", "Figure 5", "abstract"."""
-    return f"Table {table}" if table.isdigit() else table.replace("fig", "Figure ")
-
-
 def metrics_of(scoring: str, evaluator: str) -> tuple[str, ...]:
-    """The accuracies a scoring gives, by their names in the long form.
+    """The names in the long form of the accuracies that a scoring gives.
 
     Those that lm-eval computed have names of their own, so that no column mixes them with ours.
     """
@@ -89,15 +90,16 @@ def compare(
     """All measured and reported numbers of one table.
 
     Args:
-        records: Setting, as in reported.csv -> the records of its cells; several seeds of a cell
-            are averaged.
-        main: The setting that the others are compared with.
-        tables: Numbers of the paper's tables.
-        tasks: The tasks asked for, over which a complete row is averaged.
-        all_tasks: The paper's tasks: only their average is compared with the paper's.
+        records: the records of the cells, by their setting as in reported.csv; several seeds of a
+            cell are averaged.
+        main: the setting that the others are compared with.
+        tables: the names of the paper's tables in reported.csv.
+        tasks: the tasks asked for, over which a row is averaged if it has them all.
+        all_tasks: the paper's tasks; only an average over just these is compared with the paper's.
 
     Returns:
-        `LONG_COLUMNS`, measured rows first. Percent for unit "%", points for "pp".
+        A frame in `LONG_COLUMNS`, measured rows first. Values are in percent where the unit is "%",
+        in points where it is "pp".
     """
     reported = pd.concat([load_reported(table) for table in tables])
     lookup = {
@@ -125,7 +127,7 @@ def compare(
 
 
 def _cells(records: Sequence[RunRecord]) -> dict[_Cell, list[RunRecord]]:
-    """The records of each cell, one per seed, by seed."""
+    """The records of each cell, one for each seed, in the order of the seeds."""
     cells: dict[_Cell, list[RunRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.spec.seed):
         for task in record.tasks:
@@ -139,7 +141,7 @@ def _setting_rows(
     tasks: Sequence[str],
     average: str,
 ) -> list[_Row]:
-    """All measured rows of one setting; main has the cells of the main setting, or none."""
+    """All measured rows of one setting, compared with the cells of the main setting if given."""
     rows: list[_Row] = []
     for cell, group in cells.items():
         rows += _cell_rows(cell, group)
@@ -154,7 +156,7 @@ def _setting_rows(
 
 
 def _adjusted(rows: list[_Row]) -> list[_Row]:
-    """Holm's p-values, over all tests of a model that answer the same question."""
+    """p-values adjusted by Holm's method for all tests of a model that answer one question."""
     families: dict[tuple[str, str], list[_Row]] = defaultdict(list)
     for row in rows:
         if row["unit"] == "p":
@@ -180,7 +182,7 @@ def _row(cell: _Cell, group: list[RunRecord]) -> _Row:
 def _paired_rows(
     cell: _Cell, group: list[RunRecord], others: list[RunRecord], suffix: str
 ) -> list[_Row]:
-    """What a cell is above another, and p; nothing if they were not scored on the same examples."""
+    """A cell's difference to another, with p; no rows if their examples are not the same."""
     row, task = _row(cell, group), cell[2]
     if len({_scored_rows(record, task) for record in [*group, *others]}) != 1:
         return []
@@ -196,8 +198,8 @@ def _paired_rows(
 
 
 def _scored_rows(record: RunRecord, task: str) -> str:
-    """What tells the rows that a task was scored on from others."""
-    # A cell of several tasks has one fingerprint for the rows of all.
+    """A fingerprint of the rows that a task was scored on."""
+    # Older records of several tasks have only one fingerprint, for the rows of all of them.
     return record.tasks[task].rows or record.fingerprints.eval_data
 
 
@@ -221,8 +223,9 @@ def _cell_rows(cell: _Cell, group: list[RunRecord]) -> list[_Row]:
 
 
 def _average_rows(rows: list[_Row], tasks: Sequence[str], average: str) -> list[_Row]:
-    """Means over the tasks asked for, of accuracies and of differences to the main setting; a row
-    that lacks a task has none.
+    """Means over the tasks asked for, of accuracies and of differences to the main setting.
+
+    A method that lacks one of the tasks has no mean.
     """
     values: dict[tuple[str, str, str], dict[str, _Row]] = defaultdict(dict)
     for row in rows:
@@ -234,7 +237,7 @@ def _average_rows(rows: list[_Row], tasks: Sequence[str], average: str) -> list[
             continue
         chosen = list(by_task.values())
         errors = [row["stderr"] for row in chosen if row.get("stderr") is not None]
-        # The tasks' examples are independent, so variances add.
+        # The examples of different tasks are independent, so their variances add.
         all_known = len(errors) == len(chosen)
         stderr = sum(e**2 for e in errors) ** 0.5 / len(errors) if all_known else None
         means.append(
@@ -254,10 +257,10 @@ def _average_rows(rows: list[_Row], tasks: Sequence[str], average: str) -> list[
 
 
 def _parameter_rows(cells: dict[_Cell, list[RunRecord]]) -> list[_Row]:
-    """Trainable parameters, and in percent of the model's size.
+    """The trainable parameters, as a number and in percent of the model's size.
 
-    For the paper's models the size is the paper's nominal one (7.0e9, ...), so that the column can
-    be compared; for others the exact number of frozen parameters.
+    For the paper's models the size is the paper's nominal one, such as 7.0e9, so that the column
+    can be compared; for others it is the exact number of frozen parameters.
     """
     rows = []
     for (model, method), record in {(c[0], c[1]): group[0] for c, group in cells.items()}.items():

@@ -1,69 +1,70 @@
-"""The pictures of a table whose settings are the values of one number (Figure 4's kind)."""
+"""Figures of a table whose settings are the values of one number, such as the rank."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from ..cells.methods import METHOD_TITLES
-from ..store.records import RunRecord
-from .compare import AVERAGE
-from .figures import Line, Panel, draw
-from .rendered import Rendered
+from harness.cells.methods import METHOD_TITLES
+from harness.store.records import RunRecord
+from harness.tables.numbers.comparison import AVERAGE
 
-_Finish = Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered]
+from .data import TableData
+from .figures import Line, Panel, draw
+
+_Finish = Callable[[TableData, Mapping[str, Sequence[RunRecord]]], TableData]
 
 _LEGEND = "shaded: standard error over examples, of measured accuracies; axes do not start at 0"
 
 
 def pictured(title: str, x_label: str, parameters: str = "") -> _Finish:
-    """What adds pictures to such a table: accuracy over all tasks by setting, a line a method.
+    """A function that adds figures to such a table: mean accuracy by setting, a line a method.
 
-    A panel for each measured model and metric, and one for each of the paper's models. The settings
-    are named "name=value" and stand in their order, at equal distances. Bands are the standard
-    error over examples, of measured accuracies; the paper gives none.
+    There is one panel for each measured model and metric, and one for each of the paper's models.
+    The settings are named "name=value" and stand in their order at equal distances. The bands are
+    the standard error over examples of measured accuracies; the paper gives none.
 
     Args:
-        title: Of the picture.
-        x_label: What the settings are values of.
-        parameters: Title of a second one over the trainable parameters; "" for none.
+        title: title of the figure.
+        x_label: name of the number that the settings are values of.
+        parameters: title of a second figure, over the trainable parameters; "" for none.
     """
 
-    def finish(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -> Rendered:
+    def finish(table: TableData, records: Mapping[str, Sequence[RunRecord]]) -> TableData:
         positions: dict[str, float] = {setting: i for i, setting in enumerate(records)}
         ticks = {i: setting.rpartition("=")[2] for i, setting in enumerate(records)}
-        # Means only over all the tasks that were asked for, of accuracies alone.
+        # Only means over all the tasks that were asked for, and only of accuracies.
         means = [
             row
-            for row in rendered.rows
+            for row in table.numbers
             if row["task"].startswith(AVERAGE) and row["unit"] == "%" and row["setting"] in records
         ]
         if not means:
-            return rendered
+            return table
         places = [positions[row["setting"]] for row in means]
-        pictures = {rendered.name: draw(title, x_label, _panels(means, places), _LEGEND, ticks)}
+        pictures = {table.name: draw(title, x_label, _panels(means, places), _LEGEND, ticks)}
         if parameters:
-            percent = {_who(r): r["value"] for r in rendered.rows if r["metric"] == "params"}
+            percent = {_who(r): r["value"] for r in table.numbers if r["metric"] == "params"}
             panels = _panels(means, [percent[_who(row)] for row in means])
             images = draw(parameters, "trainable parameters, % of the model", panels, _LEGEND)
-            pictures[f"{rendered.name}-parameters"] = images
+            pictures[f"{table.name}-parameters"] = images
         figures = {
             f"{name}.{kind}": data
             for name, images in pictures.items()
             for kind, data in images.items()
         }
-        return dataclasses.replace(rendered, figures=figures)
+        return dataclasses.replace(table, figures=figures)
 
     return finish
 
 
 def _who(row: Mapping[str, str]) -> tuple[str, ...]:
-    """What has one number of parameters."""
+    """What a number of parameters belongs to."""
     return tuple(row[name] for name in ("source", "model", "method", "setting"))
 
 
 def _panels(rows: Sequence[dict], places: Sequence[float]) -> list[Panel]:
-    """The rows as panels by model and metric, each at its place on the x axis."""
+    """The rows as panels by model and metric, each row at its place on the x axis."""
     found: dict[tuple[str, str], dict[str, list[tuple[float, dict]]]] = {}
     for row, place in zip(rows, places, strict=True):
         panel = (f"{row['model']}, {row['source']}", f"{row['metric']} ({row['task']}), %")
