@@ -19,7 +19,7 @@ from ..models.quantise import QUANTIZATIONS
 from ..models.weights import DTYPES
 from .command_line import chosen, command
 
-#: The forwards of `mixlora.moe.FORWARDS`, named here too because that module loads torch.
+#: The forwards of `mixlora.config.FORWARDS`, named here too because that module loads torch.
 FORWARDS = ("vanilla", "shared", "fused")
 
 #: What NumPy takes as a seed, and so transformers' `set_seed`.

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from mixlora.effect import require_effect
+from mixlora.checks import require_effect
 
 # What the effect of an adapter is looked for on; any text does.
 _PROBE = "Which of these answers is the best one, and why is it better than the others?"

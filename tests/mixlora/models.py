@@ -13,7 +13,7 @@ from transformers.models.phi.modeling_phi import PhiMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from mixlora import MixLoraConfig
-from mixlora.ffn import find_layout
+from mixlora.families import find_layout
 from mixlora.layer import MixLoraFfn
 
 VOCAB = 61
@@ -97,9 +97,14 @@ def make_block(mlp: nn.Module, **settings: Any) -> MixLoraFfn:
     return block
 
 
-def set_forward(block: MixLoraFfn, forward: str) -> None:
-    """Switch how a block is computed."""
-    block.configs["default"].forward = forward
+def implementations(use_dora: bool = False) -> list[str]:
+    """Every implementation that must equal the naive one, for LoRA or DoRA experts."""
+    names = ["vanilla", "shared", "masked", "auto"]
+    return names if use_dora else [*names, "grouped", "grouped in blocks"]
+
+
+#: (implementation, use_dora) of every pair that exists.
+IMPLEMENTATION_CASES = [(name, dora) for dora in (False, True) for name in implementations(dora)]
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:

@@ -106,7 +106,7 @@ def test_autocast(num_tokens: int) -> None:
     expected = gradients(block, tokens, weights)
     routers: list[torch.dtype] = []
     router = block.lora_router["default"]
-    router.register_forward_hook(lambda *call: routers.append(call[2].logits.dtype))
+    router.register_forward_hook(lambda *call: routers.append(call[2].router_logits.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         got = gradients(block, tokens, weights)
     assert routers == [torch.float32]

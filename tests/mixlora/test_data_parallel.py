@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mixlora import MixLoraConfig
-from mixlora.aux_loss import balanced_over
+from mixlora.losses import balanced_over
 
 from .models import make_model
 

@@ -48,18 +48,18 @@ def test_attention_of_mixdora_has_it_and_saves_as_peft_does() -> None:
 
 
 def test_a_changed_base_weight_is_seen() -> None:
-    block = make_block(make_mlp("gated"), use_dora=True, forward="fused")
+    block = make_block(make_mlp("gated"), use_dora=True, experts_implementation="auto")
     tokens = torch.randn(6, 13, dtype=torch.float64)
     with torch.no_grad():
         block(tokens)
         block.base_layer.gate_proj.weight.mul_(1.7)
         after = block(tokens)
-        block.configs["default"].forward = "vanilla"
+        block.configs["default"].experts_implementation = "naive"
         assert relative_error(after, block(tokens)) < 1e-10
 
 
 def test_norms_are_kept_inside_pefts_caching_only() -> None:
-    block = make_block(make_mlp("gated"), use_dora=True, forward="fused").eval()
+    block = make_block(make_mlp("gated"), use_dora=True, experts_implementation="auto").eval()
     tokens = torch.randn(6, 13, dtype=torch.float64)
     with torch.no_grad():
         first = block(tokens)
@@ -73,5 +73,5 @@ def test_norms_are_kept_inside_pefts_caching_only() -> None:
             kept = block(tokens)
         fresh = block(tokens)
         assert relative_error(kept, fresh) > 1e-3
-        block.configs["default"].forward = "vanilla"
+        block.configs["default"].experts_implementation = "naive"
         assert relative_error(fresh, block(tokens)) < 1e-10

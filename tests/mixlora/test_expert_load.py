@@ -11,7 +11,7 @@ from mixlora import ExpertLoad
 
 from .models import VOCAB, make_model
 from .test_families import IDS, adapted
-from .test_packed import NAMES, make_batch, rows_of, run_alone, two_adapters
+from .test_packing import NAMES, make_batch, rows_of, run_alone, two_adapters
 
 
 def routed_by_hand(model: Any, mask: torch.Tensor, **inputs: Any) -> list[dict[int, int]]:

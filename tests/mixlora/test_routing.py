@@ -13,21 +13,30 @@ from peft import PeftModel
 from torch import Tensor
 
 from mixlora import ExpertLoad, load_balancing_loss
+from mixlora.config import EXPERTS_IMPLEMENTATIONS
 from mixlora.layer import MixLoraFfn
-from mixlora.moe import FORWARDS
-from mixlora.router import z_loss
+from mixlora.losses import z_loss
 
-from .models import VOCAB, gradients, make_block, make_mlp, make_model, relative_error, set_forward
-from .test_families import IDS, adapted, logits
-from .test_moe import (
+from .models import (
+    VOCAB,
+    gradients,
+    implementations,
+    make_block,
+    make_mlp,
+    make_model,
+    relative_error,
+)
+from .test_experts import (
     LAYOUTS,
     TOLERANCE,
+    Use,
     assert_same,
     expert_output,
     expert_probabilities,
     reference_gradients,
 )
-from .test_packed import NAMES, make_batch, run_alone, two_adapters
+from .test_families import IDS, adapted, logits
+from .test_packing import NAMES, make_batch, run_alone, two_adapters
 
 #: Routing -> settings under which some selections are taken and some are not.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -62,66 +71,71 @@ def by_hand(block: MixLoraFfn, rows: Tensor) -> Tensor:
     return torch.stack(outputs).view(rows.shape)
 
 
-@pytest.mark.usefixtures("middle_step")
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_all_forwards_equal_the_per_token_reference(
-    variant: str, layout: str, use_dora: bool
+def test_all_implementations_equal_the_per_token_reference(
+    variant: str, layout: str, use_dora: bool, use: Use
 ) -> None:
     block = make_block(make_mlp(layout), use_dora=use_dora, **VARIANTS[variant])
     rows, weights = torch.randn(2, 3, 7, 13, dtype=torch.float64)
     expected = reference_gradients(block, rows, weights, by_hand)
     with torch.no_grad():
         routing = block.lora_router["default"](rows.view(21, 13), 7)
-    assert routing.taken.any() and not routing.taken.all()
-    for forward in FORWARDS:
-        set_forward(block, forward)
+    assert routing.selection_mask.any() and not routing.selection_mask.all()
+    for implementation in ["naive", *implementations(use_dora)]:
+        use(block, implementation)
         assert_same(gradients(block, rows, weights), expected)
 
 
-@pytest.mark.usefixtures("middle_step")
 @pytest.mark.parametrize("targets", [["up_proj"], ["down_proj"]])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_subset_of_the_projections(variant: str, targets: list[str]) -> None:
+def test_a_subset_of_the_projections(variant: str, targets: list[str], use: Use) -> None:
     """With the bias of a down projection that is not adapted, too."""
     block = make_block(make_mlp("gated"), target_modules=targets, **VARIANTS[variant])
     rows, weights = torch.randn(2, 2, 9, 13, dtype=torch.float64)
     expected = reference_gradients(block, rows, weights, by_hand)
-    for forward in FORWARDS:
-        set_forward(block, forward)
+    for implementation in ["naive", *implementations()]:
+        use(block, implementation)
         got = gradients(block, rows, weights)
         assert_same(got, expected)
         assert got[1].keys() >= expected[1].keys()
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_top_p_of_one_is_all_experts(forward: str) -> None:
-    block = make_block(make_mlp("plain"), routing="top_p", top_p=1.0, forward=forward)
-    every = make_block(make_mlp("plain"), top_k=5, forward=forward)
+@pytest.mark.parametrize("implementation", EXPERTS_IMPLEMENTATIONS)
+def test_top_p_of_one_is_all_experts(implementation: str) -> None:
+    block = make_block(
+        make_mlp("plain"), routing="top_p", top_p=1.0, experts_implementation=implementation
+    )
+    every = make_block(make_mlp("plain"), top_k=5, experts_implementation=implementation)
     every.load_state_dict(block.state_dict())
     rows, weights = torch.randn(2, 2, 9, 13, dtype=torch.float64)
     assert_same(gradients(block, rows, weights), gradients(every, rows, weights))
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_a_tiny_top_p_and_a_large_capacity_are_the_first_expert(forward: str) -> None:
+@pytest.mark.parametrize("implementation", EXPERTS_IMPLEMENTATIONS)
+def test_a_tiny_top_p_and_a_large_capacity_are_the_first_expert(implementation: str) -> None:
     """As top_k = 1 chooses it, weighted by its probability, which top_k = 1 makes 1."""
-    first = make_block(make_mlp("gated"), top_k=1, forward=forward)
+    first = make_block(make_mlp("gated"), top_k=1, experts_implementation=implementation)
     rows = torch.randn(2, 9, 13, dtype=torch.float64)
     settings = ({"routing": "top_p", "top_p": 1e-9}, {"routing": "switch", "expert_capacity": 9})
     with torch.no_grad():
         highest = torch.stack([expert_probabilities(first, x).max() for x in rows.view(18, 13)])
         expected = highest.view(2, 9, 1) * first(rows)
         for each in settings:
-            block = make_block(make_mlp("gated"), forward=forward, **each)
+            block = make_block(make_mlp("gated"), experts_implementation=implementation, **each)
             block.load_state_dict(first.state_dict())
             assert relative_error(block(rows), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_tokens_beyond_the_capacity_get_nothing(forward: str) -> None:
-    block = make_block(make_mlp("plain"), routing="switch", expert_capacity=2, forward=forward)
+@pytest.mark.parametrize("implementation", EXPERTS_IMPLEMENTATIONS)
+def test_tokens_beyond_the_capacity_get_nothing(implementation: str) -> None:
+    block = make_block(
+        make_mlp("plain"),
+        routing="switch",
+        expert_capacity=2,
+        experts_implementation=implementation,
+    )
     rows = torch.randn(2, 6, 13, dtype=torch.float64).abs()
     with torch.no_grad():
         block.lora_router["default"].weight[3] = 5.0  # every token's first choice
@@ -175,7 +189,7 @@ def test_whole_models(variant: str, tmp_path: Path) -> None:
     routers = [layer.mlp.lora_router["default"] for layer in layers]
     caught: list[Tensor] = []
     hooks = [
-        router.register_forward_hook(lambda _module, _args, out: caught.append(out.logits))
+        router.register_forward_hook(lambda _module, _args, out: caught.append(out.router_logits))
         for router in routers
     ]
     with ExpertLoad(model) as load:

@@ -54,7 +54,7 @@ def gradients_by_hand(model: Any, batches: list[dict[str, torch.Tensor]], coef: 
     caught: list[torch.Tensor] = []
     hooks = [
         layer.mlp.lora_router["default"].register_forward_hook(
-            lambda _module, _args, routing: caught.append(routing.logits)
+            lambda _module, _args, routing: caught.append(routing.router_logits)
         )
         for layer in model.base_model.model.model.layers
     ]

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from mixlora import upstream
+from mixlora import authors_format
 
 from .models import make_model, relative_error
 from .test_families import IDS, adapted, logits
@@ -119,7 +119,7 @@ def by_hand(weights: dict[str, Tensor], top_p: float | None = None) -> Tensor:
 def test_their_adapter_gives_the_logits_worked_out_by_hand(use_dora: bool, tmp_path: Path) -> None:
     # Their MixDoRA has no magnitudes of its own, so it is the same mixture.
     weights = write_adapter(tmp_path, use_dora=use_dora)
-    model = upstream.load(tmp_path, make_model())
+    model = authors_format.load(tmp_path, make_model())
     expected = by_hand(weights)
     assert relative_error(logits(model), expected) < 1e-5
     assert relative_error(expected, logits(make_model())) > 0.1
@@ -131,15 +131,15 @@ def test_their_adapter_gives_the_logits_worked_out_by_hand(use_dora: bool, tmp_p
 def test_their_dynamic_routing(tmp_path: Path) -> None:
     settings = {"routing_strategy": "mixlora-dynamic", "top_p": 0.6, "temperature": 0.0}
     weights = write_adapter(tmp_path, **settings)
-    model = upstream.load(tmp_path, make_model())
+    model = authors_format.load(tmp_path, make_model())
     assert relative_error(logits(model), by_hand(weights, top_p=0.6)) < 1e-5
     assert relative_error(logits(model), by_hand(weights)) > 1e-2
 
 
 def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
     weights = write_adapter(tmp_path / "theirs")
-    model = upstream.load(tmp_path / "theirs", make_model(), adapter_name="alpaca")
-    upstream.save(model, tmp_path / "ours", "alpaca")
+    model = authors_format.load(tmp_path / "theirs", make_model(), adapter_name="alpaca")
+    authors_format.save(model, tmp_path / "ours", "alpaca")
     written = torch.load(tmp_path / "ours" / "adapter_model.bin", weights_only=True)
     assert written.keys() == weights.keys()
     assert all(torch.equal(written[key], weights[key]) for key in weights)
@@ -159,8 +159,8 @@ def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
 def test_ours_comes_back_to_the_bit(tmp_path: Path) -> None:
     model = adapted(lora_alpha=6, lora_dropout=0.1, router_aux_loss_coef=0.25)
     model.peft_config["default"].base_model_name_or_path = "some/base"
-    upstream.save(model, tmp_path)
-    loaded = upstream.load(tmp_path, make_model(), is_trainable=True).eval()
+    authors_format.save(model, tmp_path)
+    loaded = authors_format.load(tmp_path, make_model(), is_trainable=True).eval()
     assert torch.equal(logits(loaded), logits(model))
     config: Any = loaded.peft_config["default"]
     assert (config.lora_dropout, config.router_aux_loss_coef) == (0.0, 0.25)
@@ -172,12 +172,14 @@ def test_ours_comes_back_to_the_bit(tmp_path: Path) -> None:
 def test_the_base_is_found_by_its_name(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "base")
     weights = write_adapter(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
-    assert relative_error(logits(upstream.load(tmp_path / "adapter")), by_hand(weights)) < 1e-5
+    assert (
+        relative_error(logits(authors_format.load(tmp_path / "adapter")), by_hand(weights)) < 1e-5
+    )
 
 
 def test_their_mixdora_trains_on_from_its_norms(tmp_path: Path) -> None:
     write_adapter(tmp_path, use_dora=True)
-    model: Any = upstream.load(tmp_path, make_model(), is_trainable=True)
+    model: Any = authors_format.load(tmp_path, make_model(), is_trainable=True)
     before = {n: p.detach().clone() for n, p in model.named_parameters() if "magnitude" in n}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     model.train()(input_ids=IDS, labels=IDS).loss.backward()
@@ -216,7 +218,7 @@ def test_settings_that_cannot_be_honoured(
 ) -> None:
     write_adapter(tmp_path, **settings)
     with pytest.raises(ValueError, match=message) as error:
-        upstream.load(tmp_path, make_model())
+        authors_format.load(tmp_path, make_model())
     assert "\n" not in str(error.value)
 
 
@@ -230,7 +232,7 @@ def test_settings_that_say_the_same_in_another_way(tmp_path: Path) -> None:
         router_loss=False,
         entropy_index=1.4,
     )
-    model = upstream.load(tmp_path, make_model())
+    model = authors_format.load(tmp_path, make_model())
     assert relative_error(logits(model), by_hand(weights)) < 1e-5
     config: Any = model.peft_config["default"]
     assert config.router_aux_loss_coef == 0
@@ -273,7 +275,7 @@ def test_weights_that_are_not_right(
     else:
         torch.save(content, file)
     with pytest.raises(ValueError, match=message) as error:
-        upstream.load(tmp_path, make_model())
+        authors_format.load(tmp_path, make_model())
     assert "\n" not in str(error.value)
     assert capsys.readouterr().out == ""
 
@@ -294,7 +296,7 @@ def test_a_config_that_cannot_be_read(content: str | None, message: str, tmp_pat
     if content is not None:
         file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        upstream.load(tmp_path, make_model())
+        authors_format.load(tmp_path, make_model())
 
 
 @pytest.mark.parametrize(
@@ -312,13 +314,13 @@ def test_what_the_format_cannot_hold(
     model = adapted(**settings)
     model.peft_config["default"].base_model_name_or_path = "base" if settings else None
     with pytest.raises(ValueError, match=message):
-        upstream.save(model, tmp_path / "adapter")
+        authors_format.save(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
 def test_other_models_and_methods_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not know the model type 'qwen3'; it knows llama"):
-        upstream.save(adapted("qwen3"), tmp_path)
+        authors_format.save(adapted("qwen3"), tmp_path)
     lora: Any = get_peft_model(make_model(), LoraConfig(task_type="CAUSAL_LM", r=2))
     with pytest.raises(ValueError, match="adapter 'default' is of LORA: expected MIXLORA"):
-        upstream.save(lora, tmp_path)
+        authors_format.save(lora, tmp_path)

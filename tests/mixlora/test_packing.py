@@ -10,8 +10,8 @@ from peft import get_peft_model
 from torch import Tensor
 
 from mixlora import MixLoraConfig
-from mixlora.moe import FORWARDS
-from mixlora.packed import BASE, Packing
+from mixlora.config import EXPERTS_IMPLEMENTATIONS
+from mixlora.packing import BASE, Packing
 
 from .models import VOCAB, make_model, relative_error
 
@@ -67,10 +67,17 @@ def take_gradients(model: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_packed_equals_alone(forward: str, use_dora: bool, checkpointing: bool) -> None:
-    model = two_adapters(forward=forward, use_dora=use_dora)
+@pytest.mark.parametrize(
+    ("implementation", "use_dora"),
+    [
+        (name, use_dora)
+        for name in EXPERTS_IMPLEMENTATIONS
+        for use_dora in (False, True)
+        if not (name == "grouped" and use_dora)
+    ],
+)
+def test_packed_equals_alone(implementation: str, use_dora: bool, checkpointing: bool) -> None:
+    model = two_adapters(experts_implementation=implementation, use_dora=use_dora)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     batch = make_batch()
@@ -203,7 +210,7 @@ def test_mistakes_are_named() -> None:
 def test_packed_adapters_agree_on_how_they_are_computed() -> None:
     model = two_adapters()
     for config in model.peft_config.values():
-        config.forward = "fused"
-    model.peft_config["two"].forward = "vanilla"
-    with pytest.raises(ValueError, match="forward="):
+        config.experts_implementation = "auto"
+    model.peft_config["two"].experts_implementation = "vanilla"
+    with pytest.raises(ValueError, match="experts_implementation="):
         model(**make_batch(), adapter_names=NAMES)

@@ -19,7 +19,7 @@ def router_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[to
     caught = []
     handles = [
         block.mlp.lora_router["default"].register_forward_hook(
-            lambda _m, _i, out: caught.append(out.logits)
+            lambda _m, _i, out: caught.append(out.router_logits)
         )
         for block in model.base_model.model.model.layers
     ]
@@ -48,8 +48,9 @@ def test_without_labels_nothing_is_kept() -> None:
     model = adapted()
     model(input_ids=IDS)
     model(input_ids=IDS, labels=IDS)
-    taps = {layer.mlp.router_tap for layer in model.base_model.model.model.layers}
-    assert [(tap.is_open, tap.logits) for tap in taps] == [(False, {})]
+    contexts = {layer.mlp.context for layer in model.base_model.model.model.layers}
+    assert [each.router_logits for each in contexts] == [None]
+    assert contexts == {model.base_model.context}
 
 
 def test_coefficient_zero_leaves_the_loss_alone() -> None:

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from mixlora import MixLoraConfig
-from mixlora.effect import NoEffectError, require_effect
+from mixlora.checks import NoEffectError, require_effect
 
 from .models import VOCAB, make_model, randomise
 
