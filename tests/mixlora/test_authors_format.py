@@ -1,6 +1,6 @@
-"""The authors' adapter format against files written by hand, and directories that are not right.
+"""The authors' adapter format: files written by hand, and directories that are not right.
 
-That the package itself runs what we write, and we what it runs: test_official_parity.py.
+test_official_parity.py shows that their package runs what we write, and that we run what it runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .models import make_model, relative_error
 from .test_families import IDS, adapted, logits
 
 EXPERTS, RANK = 3, 4
-#: (in, out) of every projection of the llama in models.py.
+#: (in_features, out_features) of every projection of the llama in models.py.
 SIZES = {
     "self_attn": {"q_proj": (32, 32), "k_proj": (32, 16), "v_proj": (32, 16), "o_proj": (32, 32)},
     "mlp": {"gate_proj": (32, 44), "up_proj": (32, 44), "down_proj": (44, 32)},
@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def make_weights() -> dict[str, Tensor]:
-    """Random tensors under the keys that the package looks for, in its shapes."""
+    """Random tensors with the keys and shapes that their package expects."""
     generator = torch.Generator().manual_seed(5)
 
     def random(*shape: int) -> Tensor:
@@ -64,7 +64,7 @@ def make_weights() -> dict[str, Tensor]:
 
 
 def write_adapter(folder: Path, **settings: Any) -> dict[str, Tensor]:
-    """An adapter of theirs, by hand; returns its weights."""
+    """Write an adapter in their format; returns its weights."""
     folder.mkdir(exist_ok=True)
     weights = make_weights()
     torch.save(weights, folder / "adapter_model.bin")
@@ -72,8 +72,8 @@ def write_adapter(folder: Path, **settings: Any) -> dict[str, Tensor]:
     return weights
 
 
-def shares(p: list[float], top_p: float | None) -> dict[int, float]:
-    """What share of a token each of its experts has, by its router's probabilities."""
+def routing_weights(p: list[float], top_p: float | None) -> dict[int, float]:
+    """Routing weight of each expert that a token is sent to, from its router's probabilities."""
     ranked = sorted(range(EXPERTS), key=lambda e: -p[e])
     if top_p is None:
         return {e: p[e] / (p[ranked[0]] + p[ranked[1]]) for e in ranked[:2]}
@@ -84,7 +84,7 @@ def shares(p: list[float], top_p: float | None) -> dict[int, float]:
 def ffn_by_hand(
     mlp: Any, weights: dict[str, Tensor], prefix: str, top_p: float | None, hidden: Tensor
 ) -> Tensor:
-    """The mixture of each token by itself."""
+    """The mixture, token by token."""
 
     def project(name: str, expert: int, x: Tensor) -> Tensor:
         key, linear = f"{prefix}.{name}.experts.{expert}", getattr(mlp, name)
@@ -95,15 +95,15 @@ def ffn_by_hand(
     for x in hidden.reshape(-1, 32):
         p = torch.softmax(weights[f"{prefix}.moe_gate.weight"] @ x, dim=0).tolist()
         y = torch.zeros(32)
-        for e, share in shares(p, top_p).items():
+        for e, weight in routing_weights(p, top_p).items():
             inner = torch.nn.functional.silu(project("gate_proj", e, x)) * project("up_proj", e, x)
-            y += share * project("down_proj", e, inner)
+            y += weight * project("down_proj", e, inner)
         outputs.append(y)
     return torch.stack(outputs).view(hidden.shape)
 
 
 def by_hand(weights: dict[str, Tensor], top_p: float | None = None) -> Tensor:
-    """Logits of the plain model with its attention's weights adapted and its FFNs by hand."""
+    """Logits of the plain model, with adapted attention weights and with FFNs worked out by hand."""
     model = make_model()
     for index, layer in enumerate(model.model.layers):
         prefix = f"mixlora.layers.{index}"
@@ -117,7 +117,7 @@ def by_hand(weights: dict[str, Tensor], top_p: float | None = None) -> Tensor:
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["mixlora", "mixdora"])
 def test_their_adapter_gives_the_logits_worked_out_by_hand(use_dora: bool, tmp_path: Path) -> None:
-    # Their MixDoRA has no magnitudes of its own, so it is the same mixture.
+    # Their format has no magnitudes, so their MixDoRA is the same mixture.
     weights = write_adapter(tmp_path, use_dora=use_dora)
     model = authors_format.load(tmp_path, make_model())
     expected = by_hand(weights)
@@ -143,7 +143,7 @@ def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
     written = torch.load(tmp_path / "ours" / "adapter_model.bin", weights_only=True)
     assert written.keys() == weights.keys()
     assert all(torch.equal(written[key], weights[key]) for key in weights)
-    # A view would have dragged all experts' storage along, eight times over.
+    # Saving a view would have saved all experts' storage with each expert.
     assert all(w.untyped_storage().nbytes() == w.nbytes for w in written.values())
     settings = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     assert 0 < settings.pop("lora_dropout") < 1e-9
@@ -209,7 +209,7 @@ def test_their_mixdora_trains_on_from_its_norms(tmp_path: Path) -> None:
         ({"target_modules": ["wq"]}, "'wq'"),
         ({"act_fn": "relu"}, "act_fn='relu': the model has 'silu'"),
         ({"num_experts": 4}, r"moe_gate\.weight of shape \(3, 32\): num_experts=4 in adapter_c"),
-        # Not after having asked for the memory of 60,000 ranks.
+        # Refused before memory for 60,000 ranks is asked for.
         ({"r": 60_000}, r"lora_A\.weight of shape \(4, 32\): r=60000 in adapter_config\.json"),
     ],
 )
@@ -239,7 +239,7 @@ def test_settings_that_say_the_same_in_another_way(tmp_path: Path) -> None:
 
 
 class Code:
-    """What runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return print, ("this must not be printed",)

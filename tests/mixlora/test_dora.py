@@ -1,4 +1,4 @@
-"""DoRA's norms without forming weights: PEFT's own layer is the oracle; what is kept goes stale."""
+"""DoRA's norms without forming weights: equal to PEFT's own layer, and computed again in time."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_norms_are_kept_inside_pefts_caching_only() -> None:
         assert relative_error(changed, first) > 0.01
         with DoraCaching():
             assert relative_error(block(tokens), changed) < 1e-12
-            # Inside, the user says that adapters do not change: norms are those of before.
+            # Inside, the user promises that adapters do not change, so the norms are not updated.
             randomise(block.lora_B)
             kept = block(tokens)
         fresh = block(tokens)

@@ -118,7 +118,7 @@ def test_every_name_is_implemented() -> None:
 def test_naive_equals_the_formed_matrices(
     layout: str, top_k: int, num_tokens: int, use_dora: bool
 ) -> None:
-    # Three tokens of one expert each leave experts without tokens; 5 is K = E.
+    # With K = 1, three tokens leave some of the five experts without tokens; K = 5 is all experts.
     mlp = make_mlp(layout)
     block = make_block(mlp, top_k=top_k, use_dora=use_dora, experts_implementation="naive")
     tokens, weights = torch.randn(2, num_tokens, 13, dtype=torch.float64)
@@ -173,7 +173,7 @@ def test_a_subset_of_the_projections(targets: list[str], use_dora: bool, use: Us
 def test_few_tokens_of_many_experts(
     implementation: str, layout: str, use_dora: bool, use: Use
 ) -> None:
-    """Two tokens that share an expert, of 37: the others are not read, and have gradients of 0."""
+    """Two tokens share one of 37 experts; the experts that are not selected have gradients of 0."""
     block = make_block(make_mlp(layout), num_experts=37, use_dora=use_dora)
     use(block, implementation)
     tokens, weights = torch.randn(2, 2, 13, dtype=torch.float64).abs()
@@ -202,7 +202,7 @@ def test_what_an_implementation_does_not_compute_is_refused() -> None:
 
 
 def test_dropout_hides_the_units_it_should() -> None:
-    """Every 20th unit, whatever the others do, in odd shapes too: a count per unit and per pair."""
+    """A fraction of 0.05 of the units, each independently of the others, in an odd shape."""
     torch.manual_seed(7)
     shape, device = torch.Size((3, 5)), torch.device("cpu")
     drawn = torch.stack([dropout_mask(shape, 0.05, device) for _ in range(4000)])
@@ -216,7 +216,7 @@ def test_dropout_hides_the_units_it_should() -> None:
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_dropout_draws_the_same_masks_in_all_forwards(use_dora: bool, use: Use) -> None:
+def test_dropout_draws_the_same_masks_in_all_implementations(use_dora: bool, use: Use) -> None:
     block = make_block(make_mlp("gated"), lora_dropout=0.4, use_dora=use_dora).train()
     tokens, weights = torch.randn(2, 12, 13, dtype=torch.float64)
     results = []
@@ -255,7 +255,7 @@ def test_half_precision_base_with_float32_adapters(
         output = block(tokens.to(dtype))
     assert output.dtype == dtype
     assert block.lora_router["default"].weight.dtype == torch.float32
-    # The base's rounding is what is left; a token whose routing it flips would be far off.
+    # What is left is the base's rounding; a token whose routing it changes would be far off.
     close = (output.double() - expected).abs().amax(dim=1) < 0.05 * expected.abs().max()
     assert close.float().mean() > 0.9
 
@@ -271,7 +271,7 @@ def test_batch_shape_is_kept() -> None:
 
 
 def test_random_blocks_differ() -> None:
-    # Guards the comparisons above: were the adapters ineffective, they would all hold.
+    # All comparisons above would hold if the adapters had no effect, so make sure they have one.
     block = make_block(make_mlp("gated"))
     tokens = torch.randn(7, 13, dtype=torch.float64)
     with torch.no_grad():

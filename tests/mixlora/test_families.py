@@ -1,4 +1,4 @@
-"""Every model family, whole models: what is injected, what is trained, saving and loading."""
+"""Whole models of every family: what is injected, what is trained, saving and loading."""
 
 from __future__ import annotations
 

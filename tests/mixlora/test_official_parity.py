@@ -1,7 +1,7 @@
 """Logits equal to the authors' package (PyPI mixlora==0.2.3) given the same weights.
 
-The package has our import name, so it is installed into a folder of its own and run in another
-process, on adapter files in its format.
+The package has the same import name as ours, so it is installed into a folder of its own and run in
+another process, on adapter files in its format.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from .test_experts import Use
 
 
 def as_peft(name: str, ours: torch.Tensor) -> torch.Tensor:
-    """One expert's parameter as PEFT has it: B is stored transposed here."""
+    """One expert's parameter in PEFT's shape; ours stores B transposed."""
     return ours.T if name.startswith("lora_B") else ours
 
 

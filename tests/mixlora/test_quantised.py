@@ -1,6 +1,7 @@
 """MixLoRA over bitsandbytes' 4-bit and 8-bit layers equals MixLoRA over their dequantised weights.
 
-In training mode: in evaluation an 8-bit layer quantises its inputs as well, by the whole batch.
+This holds in training mode. In evaluation an 8-bit layer also quantises its inputs, with a scale
+that depends on the whole batch.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def test_every_implementation_equals_the_dequantised_model(
             continue
         model = adapted(load(base, bits), use_dora, implementation)
         assert_close(results_of(model), wanted)
-        # Once more after an evaluation, which must leave the frozen layers as they were.
+        # Again after an evaluation, which must leave the frozen layers as they were.
         model.eval()
         with torch.inference_mode():
             model(input_ids=IDS)

@@ -1,4 +1,4 @@
-"""The router, and the load-balancing loss against transformers' own for Mixtral."""
+"""The router, and the load-balancing loss, which equals transformers' own for Mixtral."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_loss_equals_transformers_mixtral(top_k: int, padded: bool) -> None:
 
 
 def test_uniform_routing_gives_top_k() -> None:
-    # Every expert is first for one token and second for another: perfectly balanced.
+    # Every expert is the first choice of one token and the second of another: perfect balance.
     logits = torch.zeros(4, 4, dtype=torch.float64)
     for token in range(4):
         logits[token, token] = 1e-9

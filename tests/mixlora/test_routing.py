@@ -1,4 +1,4 @@
-"""Top-p and switch routing: against a per-token reference, at their ends, and in whole models."""
+"""Top-p and switch routing: against a per-token reference, at extreme settings, in whole models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from .test_experts import (
 from .test_families import IDS, adapted, logits
 from .test_packing import NAMES, make_batch, run_alone, two_adapters
 
-#: Routing -> settings under which some selections are taken and some are not.
+#: Routing -> settings under which tokens are sent to some of their selected experts only.
 VARIANTS: dict[str, dict[str, Any]] = {
     "top_p": {"routing": "top_p", "top_p": 0.7},
     "switch": {"routing": "switch", "expert_capacity": 2},
@@ -46,7 +46,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def taken_by_hand(probabilities: list[float], counts: Counter[int], config: Any) -> list[int]:
-    """The experts that a token goes to; counts are of the tokens of its row so far, per expert."""
+    """The experts that a token is sent to.
+
+    counts has the number of tokens of the same row for which each expert was the first choice so
+    far; it is updated.
+    """
     ranked = sorted(range(len(probabilities)), key=lambda e: -probabilities[e])
     if config.routing == "switch":
         counts[ranked[0]] += 1
@@ -58,7 +62,7 @@ def taken_by_hand(probabilities: list[float], counts: Counter[int], config: Any)
 
 
 def by_hand(block: MixLoraFfn, rows: Tensor) -> Tensor:
-    """The block's output for (B, S, D), a token at a time: weights are plain probabilities."""
+    """The block's output for (B, S, D), token by token; the weights are plain probabilities."""
     outputs = []
     for row in rows:
         counts: Counter[int] = Counter()
@@ -91,7 +95,7 @@ def test_all_implementations_equal_the_per_token_reference(
 @pytest.mark.parametrize("targets", [["up_proj"], ["down_proj"]])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_subset_of_the_projections(variant: str, targets: list[str], use: Use) -> None:
-    """With the bias of a down projection that is not adapted, too."""
+    """Includes a down projection that is not adapted but has a bias."""
     block = make_block(make_mlp("gated"), target_modules=targets, **VARIANTS[variant])
     rows, weights = torch.randn(2, 2, 9, 13, dtype=torch.float64)
     expected = reference_gradients(block, rows, weights, by_hand)
@@ -115,7 +119,7 @@ def test_top_p_of_one_is_all_experts(implementation: str) -> None:
 
 @pytest.mark.parametrize("implementation", EXPERTS_IMPLEMENTATIONS)
 def test_a_tiny_top_p_and_a_large_capacity_are_the_first_expert(implementation: str) -> None:
-    """As top_k = 1 chooses it, weighted by its probability, which top_k = 1 makes 1."""
+    """The expert is the one of top_k=1; the weight is its probability, which top_k=1 makes 1."""
     first = make_block(make_mlp("gated"), top_k=1, experts_implementation=implementation)
     rows = torch.randn(2, 9, 13, dtype=torch.float64)
     settings = ({"routing": "top_p", "top_p": 1e-9}, {"routing": "switch", "expert_capacity": 9})
@@ -180,7 +184,7 @@ def test_packed_adapters_equal_each_alone(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_whole_models(variant: str, tmp_path: Path) -> None:
-    """The losses in ``outputs.loss``, padding left out; files; counts per expert; no NaN."""
+    """The losses in ``outputs.loss`` without padding, tokens per expert, gradients, saved files."""
     model = adapted(router_aux_loss_coef=0.3, router_z_loss_coef=0.2, **VARIANTS[variant])
     mask = torch.ones_like(IDS)
     mask[1, 6:] = 0
@@ -216,7 +220,7 @@ def test_whole_models(variant: str, tmp_path: Path) -> None:
                     continue
                 tokens += 1
                 counts[layer].update(taken)
-                # The loss of switch routing counts the first choice, whether there was room or not.
+                # Switch routing's loss counts the first choice even if that expert had no room.
                 chosen.update(taken if variant == "top_p" else [p.index(max(p))])
                 summed = [a + b for a, b in zip(summed, p, strict=True)]
                 squares += math.log(normaliser) ** 2
@@ -242,10 +246,10 @@ def test_z_loss_without_a_load_balancing_loss() -> None:
 
 def test_losses_by_hand() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]], dtype=torch.float64)
-    # Up to 0.7: the first two, one, two; so expert 1 is taken three times and expert 0 twice.
+    # Up to 0.7 these tokens select two experts, one and two: expert 1 three times, expert 0 twice.
     balance = load_balancing_loss(p.log(), 1, top_p=0.7)
     assert balance.item() == pytest.approx(3 * (2 / 3 * 1.2 / 3 + 3 / 3 * 1.4 / 3))
-    # Logits of probabilities have a log-sum-exp of 0; shifted by c they have c.
+    # The log-sum-exp of log-probabilities is 0; shifted by c it is c.
     shifted = p.log() + torch.tensor([[1.0], [2.0], [5.0]], dtype=torch.float64)
     assert z_loss(shifted).item() == pytest.approx((1 + 4 + 25) / 3)
     assert z_loss(shifted, torch.tensor([True, True, False])).item() == pytest.approx(5 / 2)
