@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mixlora.effect import NoEffectError
-from mixlora.shown import one_line, shown
+from mixlora.checks import NoEffectError
+from mixlora.messages import one_line, shown
 
 from .data import DataError
 
