@@ -63,7 +63,7 @@ class MeasuredTable(Generic[Part]):
         """
         processes.one_only(f"table {self.name}")
         general = General.make(given)
-        request = MeasureRequest.of_table(given, self.defaults, self._known)
+        request = MeasureRequest.of(given, self.defaults, self._known)
         if not general.render_only:
             request = request.on_this_machine()
         names = getattr(request, f"{self.kind}s") or tuple(self.parts)

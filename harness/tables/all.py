@@ -50,7 +50,7 @@ class _AllTables:
         for name in TABLES:
             asked = get_table(name)
             if name == "efficiency":
-                for own in Request.make(given).preset_settings.efficiency:
+                for own in Request.of(given).preset_settings.efficiency:
                     title = f"{name} --shape {own['shape']}"
                     plans.append((title, asked.plan({**given, **own})))
             else:

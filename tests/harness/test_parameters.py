@@ -27,7 +27,7 @@ PERCENT = {
 
 
 def percent(model: str, method: str, **settings: Any) -> float:
-    request = Request.make({"preset": "paper"})
+    request = Request.of({"preset": "paper"})
     spec = request.cell(model, method, ["arc-e"], ["arc-e"], 0)
     adapter = tuple(sorted((dict(spec.adapter) | settings).items()))
     trainable, _ = count_cell(type(spec)(**vars(spec) | {"adapter": adapter}))

@@ -1,6 +1,6 @@
-"""The authors' adapter format against files written by hand, and directories that are not right.
+"""The authors' adapter format: files written by hand, and directories that are not right.
 
-That the package itself runs what we write, and we what it runs: test_official_parity.py.
+test_official_parity.py shows that their package runs what we write, and that we run what it runs.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from mixlora import upstream
+from mixlora import authors_format
 
 from .models import make_model, relative_error
 from .test_families import IDS, adapted, logits
 
 EXPERTS, RANK = 3, 4
-#: (in, out) of every projection of the llama in models.py.
+#: (in_features, out_features) of every projection of the llama in models.py.
 SIZES = {
     "self_attn": {"q_proj": (32, 32), "k_proj": (32, 16), "v_proj": (32, 16), "o_proj": (32, 32)},
     "mlp": {"gate_proj": (32, 44), "up_proj": (32, 44), "down_proj": (44, 32)},
@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def make_weights() -> dict[str, Tensor]:
-    """Random tensors under the keys that the package looks for, in its shapes."""
+    """Random tensors with the keys and shapes that their package expects."""
     generator = torch.Generator().manual_seed(5)
 
     def random(*shape: int) -> Tensor:
@@ -64,7 +64,7 @@ def make_weights() -> dict[str, Tensor]:
 
 
 def write_adapter(folder: Path, **settings: Any) -> dict[str, Tensor]:
-    """An adapter of theirs, by hand; returns its weights."""
+    """Write an adapter in their format; returns its weights."""
     folder.mkdir(exist_ok=True)
     weights = make_weights()
     torch.save(weights, folder / "adapter_model.bin")
@@ -72,8 +72,8 @@ def write_adapter(folder: Path, **settings: Any) -> dict[str, Tensor]:
     return weights
 
 
-def shares(p: list[float], top_p: float | None) -> dict[int, float]:
-    """What share of a token each of its experts has, by its router's probabilities."""
+def routing_weights(p: list[float], top_p: float | None) -> dict[int, float]:
+    """Routing weight of each expert that a token is sent to, from its router's probabilities."""
     ranked = sorted(range(EXPERTS), key=lambda e: -p[e])
     if top_p is None:
         return {e: p[e] / (p[ranked[0]] + p[ranked[1]]) for e in ranked[:2]}
@@ -84,7 +84,7 @@ def shares(p: list[float], top_p: float | None) -> dict[int, float]:
 def ffn_by_hand(
     mlp: Any, weights: dict[str, Tensor], prefix: str, top_p: float | None, hidden: Tensor
 ) -> Tensor:
-    """The mixture of each token by itself."""
+    """The mixture, token by token."""
 
     def project(name: str, expert: int, x: Tensor) -> Tensor:
         key, linear = f"{prefix}.{name}.experts.{expert}", getattr(mlp, name)
@@ -95,15 +95,15 @@ def ffn_by_hand(
     for x in hidden.reshape(-1, 32):
         p = torch.softmax(weights[f"{prefix}.moe_gate.weight"] @ x, dim=0).tolist()
         y = torch.zeros(32)
-        for e, share in shares(p, top_p).items():
+        for e, weight in routing_weights(p, top_p).items():
             inner = torch.nn.functional.silu(project("gate_proj", e, x)) * project("up_proj", e, x)
-            y += share * project("down_proj", e, inner)
+            y += weight * project("down_proj", e, inner)
         outputs.append(y)
     return torch.stack(outputs).view(hidden.shape)
 
 
 def by_hand(weights: dict[str, Tensor], top_p: float | None = None) -> Tensor:
-    """Logits of the plain model with its attention's weights adapted and its FFNs by hand."""
+    """Logits of the plain model, with adapted attention weights and with FFNs worked out by hand."""
     model = make_model()
     for index, layer in enumerate(model.model.layers):
         prefix = f"mixlora.layers.{index}"
@@ -117,9 +117,9 @@ def by_hand(weights: dict[str, Tensor], top_p: float | None = None) -> Tensor:
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["mixlora", "mixdora"])
 def test_their_adapter_gives_the_logits_worked_out_by_hand(use_dora: bool, tmp_path: Path) -> None:
-    # Their MixDoRA has no magnitudes of its own, so it is the same mixture.
+    # Their format has no magnitudes, so their MixDoRA is the same mixture.
     weights = write_adapter(tmp_path, use_dora=use_dora)
-    model = upstream.load(tmp_path, make_model())
+    model = authors_format.load(tmp_path, make_model())
     expected = by_hand(weights)
     assert relative_error(logits(model), expected) < 1e-5
     assert relative_error(expected, logits(make_model())) > 0.1
@@ -131,19 +131,19 @@ def test_their_adapter_gives_the_logits_worked_out_by_hand(use_dora: bool, tmp_p
 def test_their_dynamic_routing(tmp_path: Path) -> None:
     settings = {"routing_strategy": "mixlora-dynamic", "top_p": 0.6, "temperature": 0.0}
     weights = write_adapter(tmp_path, **settings)
-    model = upstream.load(tmp_path, make_model())
+    model = authors_format.load(tmp_path, make_model())
     assert relative_error(logits(model), by_hand(weights, top_p=0.6)) < 1e-5
     assert relative_error(logits(model), by_hand(weights)) > 1e-2
 
 
 def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
     weights = write_adapter(tmp_path / "theirs")
-    model = upstream.load(tmp_path / "theirs", make_model(), adapter_name="alpaca")
-    upstream.save(model, tmp_path / "ours", "alpaca")
+    model = authors_format.load(tmp_path / "theirs", make_model(), adapter_name="alpaca")
+    authors_format.save(model, tmp_path / "ours", "alpaca")
     written = torch.load(tmp_path / "ours" / "adapter_model.bin", weights_only=True)
     assert written.keys() == weights.keys()
     assert all(torch.equal(written[key], weights[key]) for key in weights)
-    # A view would have dragged all experts' storage along, eight times over.
+    # Saving a view would have saved all experts' storage with each expert.
     assert all(w.untyped_storage().nbytes() == w.nbytes for w in written.values())
     settings = json.loads((tmp_path / "ours" / "adapter_config.json").read_text())
     assert 0 < settings.pop("lora_dropout") < 1e-9
@@ -159,8 +159,8 @@ def test_what_is_written_is_what_was_read(tmp_path: Path) -> None:
 def test_ours_comes_back_to_the_bit(tmp_path: Path) -> None:
     model = adapted(lora_alpha=6, lora_dropout=0.1, router_aux_loss_coef=0.25)
     model.peft_config["default"].base_model_name_or_path = "some/base"
-    upstream.save(model, tmp_path)
-    loaded = upstream.load(tmp_path, make_model(), is_trainable=True).eval()
+    authors_format.save(model, tmp_path)
+    loaded = authors_format.load(tmp_path, make_model(), is_trainable=True).eval()
     assert torch.equal(logits(loaded), logits(model))
     config: Any = loaded.peft_config["default"]
     assert (config.lora_dropout, config.router_aux_loss_coef) == (0.0, 0.25)
@@ -172,12 +172,14 @@ def test_ours_comes_back_to_the_bit(tmp_path: Path) -> None:
 def test_the_base_is_found_by_its_name(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "base")
     weights = write_adapter(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
-    assert relative_error(logits(upstream.load(tmp_path / "adapter")), by_hand(weights)) < 1e-5
+    assert (
+        relative_error(logits(authors_format.load(tmp_path / "adapter")), by_hand(weights)) < 1e-5
+    )
 
 
 def test_their_mixdora_trains_on_from_its_norms(tmp_path: Path) -> None:
     write_adapter(tmp_path, use_dora=True)
-    model: Any = upstream.load(tmp_path, make_model(), is_trainable=True)
+    model: Any = authors_format.load(tmp_path, make_model(), is_trainable=True)
     before = {n: p.detach().clone() for n, p in model.named_parameters() if "magnitude" in n}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     model.train()(input_ids=IDS, labels=IDS).loss.backward()
@@ -207,7 +209,7 @@ def test_their_mixdora_trains_on_from_its_norms(tmp_path: Path) -> None:
         ({"target_modules": ["wq"]}, "'wq'"),
         ({"act_fn": "relu"}, "act_fn='relu': the model has 'silu'"),
         ({"num_experts": 4}, r"moe_gate\.weight of shape \(3, 32\): num_experts=4 in adapter_c"),
-        # Not after having asked for the memory of 60,000 ranks.
+        # Refused before memory for 60,000 ranks is asked for.
         ({"r": 60_000}, r"lora_A\.weight of shape \(4, 32\): r=60000 in adapter_config\.json"),
     ],
 )
@@ -216,7 +218,7 @@ def test_settings_that_cannot_be_honoured(
 ) -> None:
     write_adapter(tmp_path, **settings)
     with pytest.raises(ValueError, match=message) as error:
-        upstream.load(tmp_path, make_model())
+        authors_format.load(tmp_path, make_model())
     assert "\n" not in str(error.value)
 
 
@@ -230,14 +232,14 @@ def test_settings_that_say_the_same_in_another_way(tmp_path: Path) -> None:
         router_loss=False,
         entropy_index=1.4,
     )
-    model = upstream.load(tmp_path, make_model())
+    model = authors_format.load(tmp_path, make_model())
     assert relative_error(logits(model), by_hand(weights)) < 1e-5
     config: Any = model.peft_config["default"]
     assert config.router_aux_loss_coef == 0
 
 
 class Code:
-    """What runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return print, ("this must not be printed",)
@@ -273,7 +275,7 @@ def test_weights_that_are_not_right(
     else:
         torch.save(content, file)
     with pytest.raises(ValueError, match=message) as error:
-        upstream.load(tmp_path, make_model())
+        authors_format.load(tmp_path, make_model())
     assert "\n" not in str(error.value)
     assert capsys.readouterr().out == ""
 
@@ -294,7 +296,7 @@ def test_a_config_that_cannot_be_read(content: str | None, message: str, tmp_pat
     if content is not None:
         file.write_text(content)
     with pytest.raises(ValueError, match=message):
-        upstream.load(tmp_path, make_model())
+        authors_format.load(tmp_path, make_model())
 
 
 @pytest.mark.parametrize(
@@ -312,13 +314,13 @@ def test_what_the_format_cannot_hold(
     model = adapted(**settings)
     model.peft_config["default"].base_model_name_or_path = "base" if settings else None
     with pytest.raises(ValueError, match=message):
-        upstream.save(model, tmp_path / "adapter")
+        authors_format.save(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
 
 def test_other_models_and_methods_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not know the model type 'qwen3'; it knows llama"):
-        upstream.save(adapted("qwen3"), tmp_path)
+        authors_format.save(adapted("qwen3"), tmp_path)
     lora: Any = get_peft_model(make_model(), LoraConfig(task_type="CAUSAL_LM", r=2))
     with pytest.raises(ValueError, match="adapter 'default' is of LORA: expected MIXLORA"):
-        upstream.save(lora, tmp_path)
+        authors_format.save(lora, tmp_path)

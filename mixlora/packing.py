@@ -3,9 +3,9 @@
 ``model(..., adapter_names=[...])`` names an adapter for every row of the batch, in training too.
 The frozen projections run once over the whole batch; routing, experts, auxiliary loss and the loss
 itself are each adapter's own, so that every adapter gets the values and gradients it would get
-alone. Make all of them trainable with ``model.set_requires_grad([...])``; one optimiser serves.
+alone. Make all of them trainable with ``model.set_requires_grad([...])``; one optimiser serves all.
 
-``outputs.loss`` is the sum of the adapters' losses, ``outputs.adapter_losses`` has each one's own.
+``outputs.loss`` is the sum of the adapters' losses, and ``outputs.adapter_losses`` has each one's.
 Under gradient accumulation ``num_items_in_batch`` may be a mapping with a number for every adapter.
 """
 
@@ -20,22 +20,22 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from .context import ForwardContext
+
 #: PEFT's name for rows that go through the frozen model alone.
 BASE = "__base__"
-#: Attribute of a model that holds the `Packing` of the batch it is given, while it is.
-PACKING = "_mixlora_packing"
 
 
 class Packing:
     """Which rows of a batch belong to which adapter.
 
     Args:
-        adapter_names: One per row, `BASE` for none.
+        adapter_names: One name per row, `BASE` for no adapter.
 
     Attributes:
-        names: The distinct names, in order of their first row.
-        sizes: Rows of each.
-        losses: The loss of each, detached scalars; empty before the model has computed them.
+        names: The distinct names, in the order of their first row.
+        sizes: Number of rows of each.
+        losses: Loss of each, detached scalars; empty before the model has computed them.
     """
 
     def __init__(self, adapter_names: Sequence[str]) -> None:
@@ -51,10 +51,15 @@ class Packing:
 
     @property
     def num_rows(self) -> int:
+        """Number of rows of the batch."""
         return len(self._inverse)
 
     def grouped(self, rows: Tensor) -> Tensor:
-        """(B, ...) with the rows of an adapter next to each other, in the order of `names`."""
+        """(B, ...) with the rows of an adapter next to each other, in the order of `names`.
+
+        Raises:
+            ValueError: The batch has another number of rows than there were names.
+        """
         if len(rows) != self.num_rows:
             raise ValueError(
                 f"adapter_names has {self.num_rows} names: expected one per row, {len(rows)}"
@@ -69,41 +74,43 @@ class Packing:
         """The rows of each adapter, in the order of `names`."""
         return self.grouped(rows).split(self.sizes)
 
+    def rows_of(self, adapter_name: str, rows: Tensor) -> Tensor:
+        """The rows of one adapter."""
+        return self.split(rows)[self.names.index(adapter_name)]
+
 
 @contextmanager
-def packed(model: nn.Module, packing: Packing, blocks: type[nn.Module]) -> Iterator[None]:
-    """While this lasts, the model's layers know whose rows they are given.
+def packed(model: nn.Module, context: ForwardContext, packing: Packing) -> Iterator[None]:
+    """While this lasts, the model's adapted layers send each row through its own adapter.
 
     Args:
-        model: The transformers model, with adapters.
-        packing: Of the batch.
-        blocks: Class of the MixLoRA blocks, which take ``packing`` as an argument.
+        model: The transformers model with adapters.
+        context: The model's context.
+        packing: The adapters of the batch.
     """
     with ExitStack() as stack:
-        stack.enter_context(_hooked(model, packing, blocks))
+        stack.enter_context(_routed(model, context, packing))
         for module in model.modules():
             if getattr(module, "gradient_checkpointing", False) and module.training:
-                stack.enter_context(_hooked_again(module, packing, blocks))
+                stack.enter_context(_routed_when_recomputed(module, context, packing))
         if hasattr(model, "loss_function"):
-            stack.enter_context(_own_loss(model, packing))
-            stack.callback(model.register_forward_hook(partial(_show_losses, packing)).remove)
-        setattr(model, PACKING, packing)
-        stack.callback(delattr, model, PACKING)
+            stack.enter_context(_summed_losses(model, packing))
+            stack.callback(model.register_forward_hook(partial(_add_losses, packing)).remove)
         yield
 
 
 @contextmanager
-def _hooked(module: nn.Module, packing: Packing, blocks: type[nn.Module]) -> Iterator[None]:
+def _routed(module: nn.Module, context: ForwardContext, packing: Packing) -> Iterator[None]:
+    """Tell the MixLoRA blocks, and hook the LoRA layers of attention, which are PEFT's."""
     with ExitStack() as stack:
+        before, context.packing = context.packing, packing
+        stack.callback(setattr, context, "packing", before)
         for each in module.modules():
-            if isinstance(each, blocks):
-                hook = each.register_forward_pre_hook(partial(_tell, packing), with_kwargs=True)
-                stack.callback(hook.remove)
-            elif isinstance(each, LoraLayer):
-                # PEFT is told that every row is the base's, and the adapters' part is added here:
-                # its own mixed batches are for inference, and walk over adapters in the order of a
-                # set, which differs between runs, and with it the dropout masks.
-                frozen = partial(_tell_frozen, packing)
+            if isinstance(each, LoraLayer):
+                # PEFT is told that every row is the base's, and the adapters' part is added here.
+                # PEFT's own mixed batches are for inference only, and go over the adapters in the
+                # order of a set, which differs between runs and with it the dropout masks.
+                frozen = partial(_as_frozen, packing)
                 hook = each.register_forward_pre_hook(frozen, with_kwargs=True)
                 stack.callback(hook.remove)
                 stack.callback(each.register_forward_hook(partial(_add_lora, packing)).remove)
@@ -111,14 +118,16 @@ def _hooked(module: nn.Module, packing: Packing, blocks: type[nn.Module]) -> Ite
 
 
 @contextmanager
-def _hooked_again(layer: Any, packing: Packing, blocks: type[nn.Module]) -> Iterator[None]:
-    """Gradient checkpointing runs a layer again in the backward pass, when the hooks are gone."""
-    original, first_time = layer._gradient_checkpointing_func, True
+def _routed_when_recomputed(
+    layer: Any, context: ForwardContext, packing: Packing
+) -> Iterator[None]:
+    """Gradient checkpointing runs a layer again in the backward pass, when `packed` has ended."""
+    original, is_forward = layer._gradient_checkpointing_func, True
 
     def run(function: Callable[..., Any], *args: Any) -> Any:
-        if first_time:
+        if is_forward:
             return function(*args)
-        with _hooked(layer, packing, blocks):
+        with _routed(layer, context, packing):
             return function(*args)
 
     def checkpointed(function: Callable[..., Any], *args: Any) -> Any:
@@ -128,12 +137,12 @@ def _hooked_again(layer: Any, packing: Packing, blocks: type[nn.Module]) -> Iter
     try:
         yield
     finally:
-        first_time = False
+        is_forward = False
         layer._gradient_checkpointing_func = original
 
 
 @contextmanager
-def _own_loss(model: Any, packing: Packing) -> Iterator[None]:
+def _summed_losses(model: Any, packing: Packing) -> Iterator[None]:
     """The model's loss becomes the sum of the losses that the adapters would have alone."""
     original = model.loss_function
 
@@ -161,7 +170,7 @@ def own_num_items(num_items_in_batch: Any, adapter_name: str) -> Any:
     """An adapter's own ``num_items_in_batch``: a mapping has one for each, a number is for all.
 
     Raises:
-        ValueError: The mapping has none for it.
+        ValueError: The mapping has none for this adapter.
     """
     if not isinstance(num_items_in_batch, Mapping):
         return num_items_in_batch
@@ -171,18 +180,12 @@ def own_num_items(num_items_in_batch: Any, adapter_name: str) -> Any:
     return num_items_in_batch[adapter_name]
 
 
-def _show_losses(packing: Packing, model: nn.Module, args: Any, output: Any) -> None:
+def _add_losses(packing: Packing, model: nn.Module, args: Any, output: Any) -> None:
     if packing.losses and not isinstance(output, tuple):
         output.adapter_losses = packing.losses
 
 
-def _tell(
-    packing: Packing, module: nn.Module, args: Any, kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    return args, kwargs | {"packing": packing}
-
-
-def _tell_frozen(
+def _as_frozen(
     packing: Packing, module: nn.Module, args: Any, kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     return args, kwargs | {"adapter_names": [BASE] * packing.num_rows}

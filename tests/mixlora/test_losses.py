@@ -1,25 +1,31 @@
-"""The auxiliary loss in ``outputs.loss``: value, padding, accumulation, checkpointing, Trainer."""
+"""The auxiliary loss in ``outputs.loss``: value, padding, copies, accumulation, the Trainer."""
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import get_peft_model
 from transformers import Trainer, TrainingArguments
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from .models import VOCAB, relative_error
+from mixlora import MixLoraConfig
+
+from .models import VOCAB, make_model, relative_error
 from .test_families import IDS, adapted, logits
 
 
 def router_logits(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Every layer's router logits of one forward, caught by hooks of the test's own."""
+    """Every layer's router logits of one forward, caught by the test's own hooks."""
     caught = []
     handles = [
         block.mlp.lora_router["default"].register_forward_hook(
-            lambda _m, _i, out: caught.append(out.logits)
+            lambda _m, _i, out: caught.append(out.router_logits)
         )
         for block in model.base_model.model.model.layers
     ]
@@ -48,8 +54,43 @@ def test_without_labels_nothing_is_kept() -> None:
     model = adapted()
     model(input_ids=IDS)
     model(input_ids=IDS, labels=IDS)
-    taps = {layer.mlp.router_tap for layer in model.base_model.model.model.layers}
-    assert [(tap.is_open, tap.logits) for tap in taps] == [(False, {})]
+    contexts = {layer.mlp.context for layer in model.base_model.model.model.layers}
+    assert [each.router_logits for each in contexts] == [None]
+    assert contexts == {model.base_model.context}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_model_is_wired_by_itself(copied: Callable[[Any], Any]) -> None:
+    model = adapted(router_aux_loss_coef=0.5)
+    expected = model(input_ids=IDS, labels=IDS).loss
+    twin = copied(model)
+    assert twin.base_model.context is not model.base_model.context
+    torch.testing.assert_close(twin(input_ids=IDS, labels=IDS).loss, expected, rtol=0, atol=0)
+    with torch.no_grad():
+        for layer in twin.base_model.model.model.layers:
+            layer.mlp.lora_router["default"].weight.mul_(5.0)
+    assert (twin(input_ids=IDS, labels=IDS).loss - expected).abs() > 1e-3
+    torch.testing.assert_close(model(input_ids=IDS, labels=IDS).loss, expected, rtol=0, atol=0)
+    # Rows of the base in a packed batch: the copy's blocks and attention hear of it, too.
+    packed = twin(input_ids=IDS, labels=IDS, adapter_names=["__base__"] * 3)
+    with model.disable_adapter():
+        plain = model(input_ids=IDS, labels=IDS)
+    torch.testing.assert_close(packed.logits, plain.logits)
+
+
+def test_a_second_adapter_does_not_add_the_loss_twice() -> None:
+    """After unloading and adapting the same model again, too."""
+    model = adapted(router_aux_loss_coef=0.5)
+    expected = model(input_ids=IDS, labels=IDS).loss
+    model.add_adapter("second", model.peft_config["default"])
+    torch.testing.assert_close(model(input_ids=IDS, labels=IDS).loss, expected, rtol=0, atol=0)
+    base = model.unload()
+    again = get_peft_model(base, MixLoraConfig("CAUSAL_LM", r=4, router_aux_loss_coef=0.5)).eval()
+    fresh = get_peft_model(make_model(), again.peft_config["default"]).eval()
+    fresh.load_state_dict(again.state_dict())
+    torch.testing.assert_close(
+        again(input_ids=IDS, labels=IDS).loss, fresh(input_ids=IDS, labels=IDS).loss
+    )
 
 
 def test_coefficient_zero_leaves_the_loss_alone() -> None:
@@ -75,7 +116,7 @@ def test_padding_and_batch_mates_change_nothing(side: str) -> None:
     padded = logits(model, ids, attention_mask=mask, position_ids=position_ids)
     assert relative_error(padded[:, real], alone) < 1e-5
     labels = ids.masked_fill(mask == 0, -100)
-    labels[:, real][:, 0] = -100  # unpadded, nothing comes before it to predict it
+    labels[:, real][:, 0] = -100  # without padding, no token before it predicts it
     inputs = {"attention_mask": mask, "position_ids": position_ids, "labels": labels}
     torch.testing.assert_close(model(input_ids=ids, **inputs).loss, alone_loss)
 

@@ -1,4 +1,8 @@
-"""The three forwards against a per-token reference written apart, and against each other."""
+"""The implementations of the experts: `naive` against formed matrices, the others against `naive`.
+
+The reference in this file forms W + s B A, which no implementation does; so it is independent of
+all of them.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixlora.dispatch import _kept
+from mixlora.config import EXPERTS_IMPLEMENTATIONS
+from mixlora.experts.plan import IMPLEMENTATIONS, dropout_mask
 from mixlora.layer import MixLoraFfn
-from mixlora.moe import FORWARDS
 
-from .models import gradients, make_block, make_mlp, randomise, relative_error, set_forward
+from .models import (
+    IMPLEMENTATION_CASES,
+    gradients,
+    implementations,
+    make_block,
+    make_mlp,
+    randomise,
+    relative_error,
+)
 
-pytestmark = pytest.mark.usefixtures("middle_step")
-
+Use = Callable[[MixLoraFfn, str], None]
 TOLERANCE = 1e-10
 LAYOUTS = ["gated", "plain", "gate_up"]
 
@@ -97,71 +108,78 @@ def assert_same(
         assert relative_error(got[1][name], gradient) < tolerance, name
 
 
+def test_every_name_is_implemented() -> None:
+    assert set(IMPLEMENTATIONS) == set(EXPERTS_IMPLEMENTATIONS)
+
+
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("top_k", "num_tokens"), [(1, 3), (2, 17), (5, 7)])
-def test_vanilla_equals_the_per_token_reference(
+def test_naive_equals_the_formed_matrices(
     layout: str, top_k: int, num_tokens: int, use_dora: bool
 ) -> None:
-    # One of (1, 3): three tokens of one expert each leave experts without tokens; 5 is K = E.
-    block = make_block(make_mlp(layout), top_k=top_k, use_dora=use_dora, forward="vanilla")
+    # With K = 1, three tokens leave some of the five experts without tokens; K = 5 is all experts.
+    mlp = make_mlp(layout)
+    block = make_block(mlp, top_k=top_k, use_dora=use_dora, experts_implementation="naive")
     tokens, weights = torch.randn(2, num_tokens, 13, dtype=torch.float64)
     assert_same(gradients(block, tokens, weights), reference_gradients(block, tokens, weights))
 
 
-@pytest.mark.parametrize("forward", ["shared", "fused"])
-@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize(("implementation", "use_dora"), IMPLEMENTATION_CASES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("top_k", "num_tokens"), [(1, 3), (2, 17), (5, 7)])
-def test_fast_forwards_equal_vanilla(
-    forward: str, layout: str, top_k: int, num_tokens: int, use_dora: bool
+def test_every_implementation_equals_naive(
+    implementation: str, layout: str, top_k: int, num_tokens: int, use_dora: bool, use: Use
 ) -> None:
-    block = make_block(make_mlp(layout), top_k=top_k, use_dora=use_dora, forward="vanilla")
+    block = make_block(make_mlp(layout), top_k=top_k, use_dora=use_dora)
     tokens, weights = torch.randn(2, num_tokens, 13, dtype=torch.float64)
+    use(block, "naive")
     expected = gradients(block, tokens, weights)
-    # Without tokens an expert still has a gradient, which is zero: distributed training needs it.
+    # An expert without tokens still has a gradient, which is zero: distributed training needs it.
     assert len(expected[1]) == 1 + sum(p.requires_grad for p in block.parameters())
-    set_forward(block, forward)
+    use(block, implementation)
     got = gradients(block, tokens, weights)
     assert got[1].keys() == expected[1].keys()
     assert_same(got, expected)
 
 
-@pytest.mark.parametrize("forward", ["shared", "fused"])
-def test_an_expert_that_no_token_chooses(forward: str) -> None:
-    block = make_block(make_mlp("gated"), forward="vanilla")
+@pytest.mark.parametrize("implementation", implementations())
+def test_an_expert_that_no_token_chooses(implementation: str, use: Use) -> None:
+    block = make_block(make_mlp("gated"))
     tokens, weights = torch.randn(2, 11, 13, dtype=torch.float64).abs()
     with torch.no_grad():
         block.lora_router["default"].weight[3] = -100.0  # against positive tokens: never chosen
+    use(block, "naive")
     expected = gradients(block, tokens, weights)
     assert not expected[1]["lora_B.default.down_proj"][3].any()
     assert expected[1]["lora_B.default.down_proj"][[0, 1, 2, 4]].any()
-    set_forward(block, forward)
+    use(block, implementation)
     assert_same(gradients(block, tokens, weights), expected)
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("targets", [["up_proj"], ["down_proj"], ["gate_proj", "down_proj"]])
-def test_a_subset_of_the_projections(targets: list[str], use_dora: bool) -> None:
-    block = make_block(
-        make_mlp("gated"), target_modules=targets, use_dora=use_dora, forward="vanilla"
-    )
+def test_a_subset_of_the_projections(targets: list[str], use_dora: bool, use: Use) -> None:
+    block = make_block(make_mlp("gated"), target_modules=targets, use_dora=use_dora)
     tokens, weights = torch.randn(2, 9, 13, dtype=torch.float64)
     expected = reference_gradients(block, tokens, weights)
-    for forward in FORWARDS:
-        set_forward(block, forward)
+    for implementation in ["naive", *implementations(use_dora)]:
+        use(block, implementation)
         assert_same(gradients(block, tokens, weights), expected)
 
 
-@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize(("implementation", "use_dora"), IMPLEMENTATION_CASES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_few_tokens_of_many_experts(layout: str, use_dora: bool) -> None:
-    """Two tokens that share an expert, of 37: the others are not read, and have gradients of 0."""
+def test_few_tokens_of_many_experts(
+    implementation: str, layout: str, use_dora: bool, use: Use
+) -> None:
+    """Two tokens share one of 37 experts; the experts that are not selected have gradients of 0."""
     block = make_block(make_mlp(layout), num_experts=37, use_dora=use_dora)
+    use(block, implementation)
     tokens, weights = torch.randn(2, 2, 13, dtype=torch.float64).abs()
     with torch.no_grad():
         block.lora_router["default"].weight[5] = 0.3 * tokens.sum(dim=0)
-        chosen = block.lora_router["default"](tokens).selected
+        chosen = block.lora_router["default"](tokens).selected_experts
     expected = reference_gradients(block, tokens, weights)
     got = gradients(block, tokens, weights)
     assert_same(got, expected)
@@ -172,10 +190,22 @@ def test_few_tokens_of_many_experts(layout: str, use_dora: bool) -> None:
         assert_same((block(tokens), {}), (*expected[:1], {}))
 
 
+def test_what_an_implementation_does_not_compute_is_refused() -> None:
+    tokens = torch.randn(4, 13, dtype=torch.float64)
+    naive = make_block(make_mlp("gated"), lora_dropout=0.1, experts_implementation="naive")
+    with pytest.raises(ValueError, match="'naive' has no dropout"):
+        naive.train()(tokens)
+    dora = make_block(make_mlp("gated"), use_dora=True)
+    dora.configs["default"].experts_implementation = "grouped"
+    with pytest.raises(ValueError, match="'grouped' cannot compute DoRA"):
+        dora(tokens)
+
+
 def test_dropout_hides_the_units_it_should() -> None:
-    """Every 20th unit, whatever the others do, in odd shapes too: a count per unit and per pair."""
+    """A fraction of 0.05 of the units, each independently of the others, in an odd shape."""
     torch.manual_seed(7)
-    drawn = torch.stack([_kept(torch.Size((3, 5)), 0.05, torch.device("cpu")) for _ in range(4000)])
+    shape, device = torch.Size((3, 5)), torch.device("cpu")
+    drawn = torch.stack([dropout_mask(shape, 0.05, device) for _ in range(4000)])
     hidden = (drawn == 0).flatten(1).double()
     assert set(drawn.unique().tolist()) == {0, 1}
     # Standard errors: 0.0034 for a unit, 0.0009 for all 15, 0.0158 for a correlation.
@@ -186,33 +216,37 @@ def test_dropout_hides_the_units_it_should() -> None:
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-def test_dropout_draws_the_same_masks_in_all_forwards(use_dora: bool) -> None:
+def test_dropout_draws_the_same_masks_in_all_implementations(use_dora: bool, use: Use) -> None:
     block = make_block(make_mlp("gated"), lora_dropout=0.4, use_dora=use_dora).train()
     tokens, weights = torch.randn(2, 12, 13, dtype=torch.float64)
     results = []
-    for forward in FORWARDS:
-        set_forward(block, forward)
+    for implementation in implementations(use_dora):
+        use(block, implementation)
         torch.manual_seed(5)
         results.append(gradients(block, tokens, weights))
     torch.manual_seed(6)
     other_masks = gradients(block, tokens, weights)
-    assert_same(results[1], results[0])
-    assert_same(results[2], results[0])
+    for result in results[1:]:
+        assert_same(result, results[0])
     assert relative_error(other_masks[0], results[0][0]) > 1e-3
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_dropout_is_off_in_eval_mode(forward: str) -> None:
-    block = make_block(make_mlp("gated"), lora_dropout=0.4, forward=forward).eval()
+@pytest.mark.parametrize("implementation", ["naive", *implementations()])
+def test_dropout_is_off_in_eval_mode(implementation: str, use: Use) -> None:
+    block = make_block(make_mlp("gated"), lora_dropout=0.4).eval()
+    use(block, implementation)
     tokens = torch.randn(12, 13, dtype=torch.float64)
     with torch.no_grad():
         assert relative_error(block(tokens), reference(block, tokens)) < TOLERANCE
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize("implementation", ["naive", *implementations()])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_half_precision_base_with_float32_adapters(forward: str, dtype: torch.dtype) -> None:
-    block = make_block(make_mlp("gated", 16, 32), r=4, forward=forward)
+def test_half_precision_base_with_float32_adapters(
+    implementation: str, dtype: torch.dtype, use: Use
+) -> None:
+    block = make_block(make_mlp("gated", 16, 32), r=4)
+    use(block, implementation)
     tokens = 0.5 * torch.randn(20, 16, dtype=torch.float64)
     with torch.no_grad():
         expected = block(tokens)
@@ -221,7 +255,7 @@ def test_half_precision_base_with_float32_adapters(forward: str, dtype: torch.dt
         output = block(tokens.to(dtype))
     assert output.dtype == dtype
     assert block.lora_router["default"].weight.dtype == torch.float32
-    # The base's rounding is what is left; a token whose routing it flips would be far off.
+    # What is left is the base's rounding; a token whose routing it changes would be far off.
     close = (output.double() - expected).abs().amax(dim=1) < 0.05 * expected.abs().max()
     assert close.float().mean() > 0.9
 
@@ -237,7 +271,7 @@ def test_batch_shape_is_kept() -> None:
 
 
 def test_random_blocks_differ() -> None:
-    # Guards the comparisons above: were the adapters ineffective, they would all hold.
+    # All comparisons above would hold if the adapters had no effect, so make sure they have one.
     block = make_block(make_mlp("gated"))
     tokens = torch.randn(7, 13, dtype=torch.float64)
     with torch.no_grad():

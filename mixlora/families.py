@@ -1,33 +1,38 @@
-"""Feed-forward layouts of the supported model families, as data.
+"""Feed-forward layouts of the supported model families, as plain data.
 
 A transformers decoder layer keeps its feed-forward network (FFN) in a submodule called ``mlp``.
-What differs between families is the names of its linear projections and how their outputs are
-combined; nothing else in this package knows a family by name. Adding a family is adding a row to
-`FAMILIES`.
+Families differ in the names of its linear projections and in how their outputs are combined; no
+other file of this package knows a family by name. To add a family, add a row to `FAMILIES`.
+
+Shape legend: D hidden size, F inner size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    Activation = Callable[[Tensor], Tensor]
 
 FFN_MODULE = "mlp"
 
 
-def _gated(activation: Callable[[Tensor], Tensor], projected: list[Tensor]) -> Tensor:
+def _gated(activation: Activation, projected: list[Tensor]) -> Tensor:
     gate, up = projected
     return activation(gate) * up
 
 
-def _gated_chunks(activation: Callable[[Tensor], Tensor], projected: list[Tensor]) -> Tensor:
+def _gated_chunks(activation: Activation, projected: list[Tensor]) -> Tensor:
     gate, up = projected[0].chunk(2, dim=-1)
     return activation(gate) * up
 
 
-def _plain(activation: Callable[[Tensor], Tensor], projected: list[Tensor]) -> Tensor:
+def _plain(activation: Activation, projected: list[Tensor]) -> Tensor:
     return activation(projected[0])
 
 
@@ -36,30 +41,54 @@ class FfnLayout:
     """How one kind of FFN is wired.
 
     Attributes:
-        inputs: Names of the projections that read the FFN's input (D -> F, or D -> 2F when fused).
+        inputs: Names of the projections that read the FFN's input (D -> F, or D -> 2F when the gate
+            and up projections are one matrix).
         down: Name of the projection back to the hidden size (F -> D).
         activation: Name of the activation module.
-        combine: ``combine(activation, [projected, ...]) -> (..., F)``, between inputs and down.
+        combine: ``combine(activation, [projected, ...]) -> (..., F)``, the computation between the
+            input projections and the down projection.
     """
 
     inputs: tuple[str, ...]
     down: str
     activation: str
-    combine: Callable[[Callable[[Tensor], Tensor], list[Tensor]], Tensor]
+    combine: Callable[[Activation, list[Tensor]], Tensor]
 
     @property
     def projections(self) -> tuple[str, ...]:
         """All projection names, inputs first."""
         return (*self.inputs, self.down)
 
-    def hidden(self, mlp: nn.Module, projected: list[Tensor]) -> Tensor:
-        """The FFN's inner activation (..., F) from the outputs of its input projections."""
-        return self.combine(getattr(mlp, self.activation), projected)
+
+@dataclass(frozen=True)
+class FrozenFfn:
+    """The transformers FFN module that the experts of a layer share.
+
+    Attributes:
+        mlp: The module, unchanged.
+        layout: How it is wired.
+    """
+
+    mlp: nn.Module
+    layout: FfnLayout
+
+    def project(self, name: str, inputs: Tensor) -> Tensor:
+        """One frozen projection, (..., in_features) -> (..., out_features)."""
+        return getattr(self.mlp, name)(inputs)
+
+    def hidden(self, projected: list[Tensor]) -> Tensor:
+        """The inner activation (..., F) from the outputs of the input projections."""
+        return self.layout.combine(getattr(self.mlp, self.layout.activation), projected)
 
 
 @dataclass(frozen=True)
 class ModelFamily:
-    """Names of the projections MixLoRA adapts in one model family."""
+    """What MixLoRA adapts in one model family.
+
+    Attributes:
+        attention: Names of the attention projections.
+        layout: The layout of its FFN.
+    """
 
     attention: tuple[str, ...]
     layout: FfnLayout
@@ -71,6 +100,7 @@ PLAIN = FfnLayout(("fc1",), "fc2", "activation_fn", _plain)
 
 _QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
 
+#: Model family of each supported ``config.model_type`` of transformers.
 FAMILIES: dict[str, ModelFamily] = {
     "llama": ModelFamily(_QKVO, GATED),
     "mistral": ModelFamily(_QKVO, GATED),
@@ -101,9 +131,9 @@ def get_family(model_type: str) -> ModelFamily:
     return FAMILIES[model_type]
 
 
-def split_targets(target_modules: Iterable[str]) -> tuple[frozenset[str], frozenset[str]]:
+def split_targets(target_modules: Iterable[str] | None) -> tuple[frozenset[str], frozenset[str]]:
     """Split projection names into (attention, FFN): those get plain LoRA, these get experts."""
-    names = frozenset(target_modules)
+    names = frozenset(target_modules or ())
     return names - _FFN_PROJECTIONS, names & _FFN_PROJECTIONS
 
 
@@ -122,7 +152,7 @@ def find_layout(mlp: nn.Module) -> FfnLayout:
 
 
 def projection_sizes(linear: nn.Module) -> tuple[int, int]:
-    """(in_features, out_features) of a linear layer, quantised ones included.
+    """(in_features, out_features) of a linear layer, which may be a quantised one.
 
     Raises:
         ValueError: The module does not say its sizes.
@@ -136,5 +166,5 @@ def projection_sizes(linear: nn.Module) -> tuple[int, int]:
 
 
 def base_device(module: nn.Module) -> torch.device:
-    """The device of a module's first parameter (quantised weights included)."""
+    """The device of a module's first parameter, which may be quantised."""
     return next(module.parameters()).device

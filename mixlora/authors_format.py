@@ -1,22 +1,22 @@
-"""Adapters in the authors' format: of PyPI's ``mixlora`` 0.2.3, and of MoE-PEFT, which trains them.
+"""Adapters in the authors' format: PyPI's ``mixlora`` 0.2.3 runs it, and MoE-PEFT trains it.
 
-    model = upstream.load("path/of/their/adapter")  # a PeftModel, as any other
-    upstream.save(model, "path/for/them")
+    model = authors_format.load("path/of/their/adapter")  # a PeftModel like any other
+    authors_format.save(model, "path/for/them")
 
-A directory with ``adapter_config.json`` and ``adapter_model.bin``: a pickled dictionary of tensors,
-which is read by torch's ``weights_only`` reader, so nothing in it is ever run. Nothing outside this
-file knows the format's names.
+An adapter is a directory with ``adapter_config.json`` and ``adapter_model.bin``. The second is a
+pickled dictionary of tensors; it is read by torch's ``weights_only`` reader, which runs no code.
 
-What it cannot hold, or the package does otherwise:
+What the format cannot hold, or their package does otherwise:
 
-- It has no DoRA magnitudes: the package computes them anew when it loads, so its MixDoRA adapters
-  act as MixLoRA. They are read that way (and can then be trained), and MixDoRA is not written.
-- The package refuses a dropout of 0, and its experts drop in evaluation too: adapters are written
-  with a dropout too small to drop anything, which is read as 0.
-- The package itself knows ``mixlora`` routing alone, which is all that is written. MoE-PEFT's
+- The format has no DoRA magnitudes. Their package computes them anew when it loads an adapter, so
+  its MixDoRA adapters act as MixLoRA. They are read that way (and can then be trained); MixDoRA
+  adapters are not written.
+- Their package refuses a dropout of 0, and its experts drop inputs in evaluation too. Adapters are
+  written with a dropout too small to drop anything, which is read as 0.
+- Their package knows only the ``mixlora`` routing, so no other is written. MoE-PEFT's
   ``mixlora-dynamic`` is read too (`TopPRouter`); its ``mixlora-switch`` does nothing in evaluation
   and is refused.
-- Experts of another rank or scale than the attention's adapters, noise on the router's input, and
+- Experts whose rank or scale differs from the attention adapters', noise on the router's input, and
   rank-stabilised scales are refused.
 """
 
@@ -33,17 +33,17 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from .checks import check_fit
 from .config import LARGEST_CONFIG, PEFT_TYPE, MixLoraConfig
-from .magnitudes import reset_magnitudes
-from .shown import named, shown
-from .state_dict import check_fit
+from .layer import reset_magnitudes
+from .messages import printable_name, short_repr
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.bin"
-#: What transformers calls the models that the package can run.
+#: The ``model_type`` in transformers of the models that their package can run.
 MODEL_TYPES = ("llama", "gemma", "gemma2", "qwen2", "mistral", "phi", "phi3")
 
-#: Our field of each of theirs.
+#: Name of a setting in their format -> name of the field of `MixLoraConfig`.
 _FIELDS = {
     "r": "r",
     "lora_alpha": "lora_alpha",
@@ -56,7 +56,7 @@ _FIELDS = {
     "router_aux_loss_coef": "router_aux_loss_coef",
     "router_init_range": "router_init_std",
 }
-#: Our name of each of their kinds of routing.
+#: Their routing strategy -> our routing.
 _ROUTINGS = {"mixlora": "top_k", "mixlora-dynamic": "top_p"}
 _REQUIRED = (
     "base_model_name_or_path",
@@ -69,7 +69,7 @@ _REQUIRED = (
     "target_modules",
     "num_experts",
 )
-#: The values that we can honour, where there is a choice.
+#: Settings of which only some values can be honoured, with those values.
 _ALLOWED: dict[str, tuple[Any, ...]] = {
     "peft_type": (str(PEFT_TYPE),),
     "routing_strategy": tuple(_ROUTINGS),
@@ -80,8 +80,8 @@ _ALLOWED: dict[str, tuple[Any, ...]] = {
     "temperature": (0,),  # it would divide probabilities
     "router_loss": (True, False),
 }
-#: Of how the weights came about, which says nothing about how they are used.
-_OF_TRAINING = (
+#: Settings that were used in training and do not matter to how the weights are used.
+_TRAINING_ONLY = (
     "lora_init",
     "router_dyn_loss_coef",
     "entropy_index",
@@ -101,10 +101,11 @@ def load(
 
     Args:
         path: A local directory.
-        model: The frozen model; it is changed, as ``get_peft_model`` does. None: the one that the
-            adapter names, loaded by transformers.
-        adapter_name: What to call the adapter.
-        is_trainable: Whether it is to be trained on; otherwise all is frozen, in eval mode.
+        model: The frozen model, which is changed as ``get_peft_model`` changes it. None loads the
+            model that the adapter names, by transformers.
+        adapter_name: The name that the adapter gets.
+        is_trainable: Whether the adapter is to be trained; otherwise everything is frozen, and the
+            model is in eval mode.
 
     Raises:
         ValueError: A file is missing or unreadable, a setting is missing, unknown or has a value
@@ -117,14 +118,16 @@ def load(
     _check_sizes(config, weights, folder / WEIGHTS_FILE)
     base_name = settings["base_model_name_or_path"]
     if model is None:
-        # The adapter names it, so nothing of it may be run.
+        # The adapter chooses the model, so no code that comes with it may be run.
         model = AutoModelForCausalLM.from_pretrained(
             base_name, use_safetensors=True, trust_remote_code=False
         )
     used = _activation(model)
     if settings.get("act_fn") not in (None, used):
         act_fn = settings["act_fn"]
-        raise ValueError(f"{folder / CONFIG_FILE}: act_fn={shown(act_fn)}: the model has {used!r}")
+        raise ValueError(
+            f"{folder / CONFIG_FILE}: act_fn={short_repr(act_fn)}: the model has {used!r}"
+        )
     try:
         tuned = get_peft_model(model, config, adapter_name)
     except ValueError as error:
@@ -135,7 +138,7 @@ def load(
     for key, place in places.items():
         place.copy_(weights[key])
     if config.use_dora:
-        # As the package computes them: so that they scale nothing.
+        # As their package computes them, so that they rescale nothing.
         reset_magnitudes(tuned, adapter_name)
     return tuned if is_trainable else tuned.eval()
 
@@ -144,12 +147,12 @@ def save(model: PeftModel, path: str | Path, adapter_name: str = "default") -> N
     """Write an adapter in the authors' format.
 
     Args:
-        model: With the adapter.
-        path: The directory, made if need be.
-        adapter_name: Which.
+        model: The model with the adapter.
+        path: The directory to write, which is made if it does not exist.
+        adapter_name: Name of the adapter.
 
     Raises:
-        ValueError: The adapter is none of MixLoRA, or one that the package could not run.
+        ValueError: The adapter is not a MixLoRA adapter, or one that their package could not run.
     """
     config: Any = model.peft_config[adapter_name]
     if not isinstance(config, MixLoraConfig):
@@ -192,7 +195,7 @@ def save(model: PeftModel, path: str | Path, adapter_name: str = "default") -> N
 
 
 def _places(model: PeftModel, adapter_name: str) -> Iterator[tuple[str, Tensor]]:
-    """Their key, and its place in our parameters: a view in their shape, without gradient."""
+    """(key in their format, view of our parameter in their shape, without gradient) of each."""
     base: Any = model.get_base_model()
     layers: Any = base.model.layers
     for index, layer in enumerate(layers):
@@ -212,7 +215,7 @@ def _places(model: PeftModel, adapter_name: str) -> Iterator[tuple[str, Tensor]]
 
 
 def _activation(model: Any) -> str:
-    """The name of the FFN's activation; Gemma has it under a name of its own."""
+    """The name of the FFN's activation, which Gemma's config has under a name of its own."""
     config = model.config
     return getattr(config, "hidden_activation", None) or config.hidden_act
 
@@ -226,7 +229,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file.parent} has no {file.name}") from error
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # what JSON and UTF-8 raise
+    except (ValueError, RecursionError) as error:  # JSON and UTF-8 raise these
         raise ValueError(f"{file} is not JSON: {error}") from error
     if len(content) > LARGEST_CONFIG:
         raise ValueError(f"{file} has more than {LARGEST_CONFIG:,} bytes")
@@ -243,25 +246,28 @@ def _to_config(settings: dict[str, Any], file: Path, inference_mode: bool) -> Mi
         value = settings.get(name, allowed[0])
         if value not in allowed:
             expected = " or ".join(repr(each) for each in allowed)
-            raise ValueError(f"{file}: {name}={shown(value)}: expected {expected}")
+            raise ValueError(f"{file}: {name}={short_repr(value)}: expected {expected}")
     base_name = settings["base_model_name_or_path"]
     if not isinstance(base_name, str) or not base_name:
         raise ValueError(
-            f"{file}: base_model_name_or_path={shown(base_name)}: expected a name or a directory"
+            f"{file}: base_model_name_or_path={short_repr(base_name)}: expected a name or a "
+            "directory"
         )
-    known = {*_FIELDS, *_REQUIRED, *_ALLOWED, *_OF_TRAINING, "act_fn", "expert_lora"}
+    known = {*_FIELDS, *_REQUIRED, *_ALLOWED, *_TRAINING_ONLY, "act_fn", "expert_lora"}
     unknown = sorted(settings.keys() - known)
     if unknown:
-        names = ", ".join(map(named, unknown[:5]))
+        names = ", ".join(map(printable_name, unknown[:5]))
         raise ValueError(f"{file} has settings that are not known: {names}")
     expert_lora = settings.get("expert_lora", {})
     if not isinstance(expert_lora, dict):
-        raise ValueError(f"{file}: expert_lora={shown(expert_lora)}: expected settings by name")
+        raise ValueError(
+            f"{file}: expert_lora={short_repr(expert_lora)}: expected settings by name"
+        )
     for name, value in expert_lora.items():
         if settings.get(name) != value:
             raise ValueError(
-                f"{file}: expert_lora.{named(name)}={shown(value)}: expected "
-                f"{shown(settings.get(name))}, as outside"
+                f"{file}: expert_lora.{printable_name(name)}={short_repr(value)}: expected "
+                f"{short_repr(settings.get(name))}, as outside"
             )
     values = {ours: settings[theirs] for theirs, ours in _FIELDS.items() if theirs in settings}
     values["routing"] = _ROUTINGS[settings["routing_strategy"]]
@@ -278,7 +284,7 @@ def _to_config(settings: dict[str, Any], file: Path, inference_mode: bool) -> Mi
 
 
 def _check_sizes(config: MixLoraConfig, weights: dict[str, Tensor], file: Path) -> None:
-    """Refuse settings of another size than the weights before memory is asked for."""
+    """Refuse settings of other sizes than the weights', before memory is asked for."""
     for end, name in ((".lora_A.weight", "r"), (".mlp.moe_gate.weight", "num_experts")):
         size = getattr(config, name)
         shapes = {key: tuple(w.shape) for key, w in weights.items() if key.endswith(end)}
@@ -287,7 +293,8 @@ def _check_sizes(config: MixLoraConfig, weights: dict[str, Tensor], file: Path) 
         for key, shape in shapes.items():
             if shape[:1] != (size,):
                 raise ValueError(
-                    f"{file} has {named(key)} of shape {shape}: {name}={size} in {CONFIG_FILE}"
+                    f"{file} has {printable_name(key)} of shape {shape}: {name}={size} in "
+                    f"{CONFIG_FILE}"
                 )
 
 
@@ -298,8 +305,8 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         raise ValueError(f"{file.parent} has no {file.name}") from error
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
-    # Every place where a pickle is damaged gives an exception of its own; torch's message on code
-    # is a page that ends in how to run it after all.
+    # A damaged pickle raises a different exception in every place. torch's message about code in it
+    # is a page long and ends with how to run that code after all.
     except Exception as error:
         raise ValueError(f"{file} cannot be read as tensors alone, without running code") from error
     if not isinstance(weights, dict) or not all(

@@ -1,4 +1,4 @@
-"""Packed batches against each adapter run alone: losses, logits, gradients, training steps."""
+"""Packed batches equal each adapter run alone: losses, logits, gradients, training steps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from peft import get_peft_model
 from torch import Tensor
 
 from mixlora import MixLoraConfig
-from mixlora.moe import FORWARDS
-from mixlora.packed import BASE, Packing
+from mixlora.config import EXPERTS_IMPLEMENTATIONS
+from mixlora.packing import BASE, Packing
 
 from .models import VOCAB, make_model, relative_error
 
 TOLERANCE = 1e-10
-# Interleaved, and with rows of the frozen model, so that rows have to be brought together.
+# The adapters' rows are interleaved, with one row of the frozen model, so rows must be grouped.
 NAMES = ["one", "two", "one", BASE, "two", "one"]
 
 
@@ -38,7 +38,7 @@ def two_adapters(**settings: Any) -> Any:
 
 
 def make_batch() -> dict[str, Tensor]:
-    """Rows of different lengths, padded on the left; labels score different numbers of tokens."""
+    """Rows of different lengths, padded on the left, so each scores its own number of tokens."""
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(3, VOCAB, (len(NAMES), 9), generator=generator)
     mask = torch.ones_like(ids)
@@ -67,10 +67,17 @@ def take_gradients(model: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_packed_equals_alone(forward: str, use_dora: bool, checkpointing: bool) -> None:
-    model = two_adapters(forward=forward, use_dora=use_dora)
+@pytest.mark.parametrize(
+    ("implementation", "use_dora"),
+    [
+        (name, use_dora)
+        for name in EXPERTS_IMPLEMENTATIONS
+        for use_dora in (False, True)
+        if not (name == "grouped" and use_dora)
+    ],
+)
+def test_packed_equals_alone(implementation: str, use_dora: bool, checkpointing: bool) -> None:
+    model = two_adapters(experts_implementation=implementation, use_dora=use_dora)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     batch = make_batch()
@@ -97,7 +104,7 @@ def test_packed_equals_alone(forward: str, use_dora: bool, checkpointing: bool) 
 
 
 def test_rows_depend_on_their_adapter() -> None:
-    # Guards the comparison above: were names ignored, alone and packed would agree all the same.
+    # The comparison above would hold if names were ignored, so make sure that they are not.
     model, batch = two_adapters().eval(), make_batch()
     ids = batch["input_ids"][:1]
     with torch.no_grad():
@@ -132,7 +139,7 @@ def test_each_adapter_has_its_own_number_of_items() -> None:
 
 
 def test_training_steps_equal_training_alone() -> None:
-    """Three AdamW steps: moments are per parameter, so packing changes nothing in them either."""
+    """Three steps of AdamW, whose moments are per parameter, so packing must not change them."""
     batch = make_batch()
     packed_model = two_adapters()
     optimizer = torch.optim.AdamW([p for p in packed_model.parameters() if p.requires_grad], 1e-2)
@@ -154,7 +161,8 @@ def test_training_steps_equal_training_alone() -> None:
         changed = 0
         for key, value in model.named_parameters():
             if value.requires_grad:
-                # A step is of gradient over root of its square: rounding grows where both are tiny.
+                # A step divides the gradient by the root of its mean square, which amplifies
+                # rounding where both are tiny.
                 assert relative_error(trained[key], value) < 1e-6, key
                 changed += not torch.equal(value, before[key])
         assert changed > 10
@@ -177,7 +185,7 @@ def test_generation_with_a_cache() -> None:
 
 
 def test_dropout_is_the_same_in_every_process() -> None:
-    # PEFT walks over the adapters of a batch in the order of a set of strings, which is random.
+    # PEFT goes over the adapters of a batch in the order of a set of strings, which is random.
     packing = Packing(["two", "one", "two", BASE])
     assert packing.names == ["two", "one", BASE]
     rows = torch.arange(4)
@@ -203,7 +211,7 @@ def test_mistakes_are_named() -> None:
 def test_packed_adapters_agree_on_how_they_are_computed() -> None:
     model = two_adapters()
     for config in model.peft_config.values():
-        config.forward = "fused"
-    model.peft_config["two"].forward = "vanilla"
-    with pytest.raises(ValueError, match="forward="):
+        config.experts_implementation = "auto"
+    model.peft_config["two"].experts_implementation = "vanilla"
+    with pytest.raises(ValueError, match="experts_implementation="):
         model(**make_batch(), adapter_names=NAMES)

@@ -1,4 +1,4 @@
-"""An adapter that does nothing is refused, and asking changes nothing."""
+"""An adapter that does nothing is refused, and the check leaves the model as it was."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from mixlora import MixLoraConfig
-from mixlora.effect import NoEffectError, require_effect
+from mixlora.checks import NoEffectError, require_effect
 
 from .models import VOCAB, make_model, randomise
 
@@ -25,7 +25,7 @@ CONFIGS: dict[str, Any] = {
 
 @pytest.fixture(params=list(CONFIGS))
 def model(request: pytest.FixtureRequest) -> Any:
-    """With a fresh adapter, which is the identity."""
+    """A model with a fresh adapter, which is the identity."""
     return get_peft_model(make_model(), CONFIGS[request.param]())
 
 
