@@ -20,10 +20,11 @@ from peft.utils import PeftType
 
 from .config import PEFT_TYPE, MixLoraConfig
 from .expert_load import ExpertLoad
+from .export import export
 from .model import MixLoraModel
 from .router import load_balancing_loss
 
-__all__ = ["ExpertLoad", "MixLoraConfig", "MixLoraModel", "load_balancing_loss"]
+__all__ = ["ExpertLoad", "MixLoraConfig", "MixLoraModel", "export", "load_balancing_loss"]
 
 __version__ = "0.1.0"
 

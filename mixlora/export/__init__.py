@@ -175,7 +175,7 @@ def export_files(
             raise ValueError(f"{folder / 'config.json'} cannot be read: {error}") from error
         if getattr(base_config, "quantization_config", None) is not None:
             raise ValueError(
-                f"{folder} has quantised weights (quantization_config): give the base that they were "
+                f"{folder} has quantised weights (quantization_config): give the base they were "
                 "made from, or export the model in memory: mixlora.export(model, ...)"
             )
         files = tokenizer_files(folder, adapter_folder)

@@ -92,7 +92,7 @@ class InFiles(Tensors):
 
     Args:
         folder: The directory.
-        stem: The file is ``<stem>.safetensors``, or ``<stem>.safetensors.index.json`` names several.
+        stem: The file is ``<stem>.safetensors``; ``<stem>.safetensors.index.json`` names several.
 
     Raises:
         ValueError: There are none, or they cannot be read.
