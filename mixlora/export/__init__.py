@@ -134,7 +134,10 @@ def export_files(
         base: A directory with safetensors weights, a hub id, or (for the GGUF format) a GGUF file.
             None: what the adapter names.
         adapter: An adapter's directory or hub id.
-        to: As for `export`, and likewise the others.
+        to: As for `export`.
+        format: Likewise.
+        dtype: Likewise.
+        max_shard_size: Likewise.
 
     Raises:
         ValueError: As `export`; or a file is missing, unreadable or does not fit.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ffn import FAMILIES
-from ..shown import named, one_line
+from ..families import FAMILIES
+from ..messages import one_line, printable_name
 from .gguf_names import GgufNames, to_neox
 from .sources import Tensors
 from .targets import TARGETS
@@ -67,7 +67,9 @@ class InGguf(Tensors):
                 if theirs in stored:
                     self._by_name[f"{module}.{end}"] = stored.pop(theirs)
         if stored:
-            raise ValueError(f"{file} has {named(min(stored))}, which {kind} has no place for")
+            raise ValueError(
+                f"{file} has {printable_name(min(stored))}, which {kind} has no place for"
+            )
         self.config.tie_word_embeddings = "lm_head.weight" not in self._by_name
         self._last: tuple[str, Tensor] | None = None
 
@@ -101,7 +103,7 @@ class InGguf(Tensors):
 
     def _get(self, name: str) -> Any:
         if name not in self._by_name:
-            raise ValueError(f"{self._file} lacks {named(name)}")
+            raise ValueError(f"{self._file} lacks {printable_name(name)}")
         return self._by_name[name]
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..ffn import FAMILIES
-from ..shown import named
+from ..families import FAMILIES, split_targets
+from ..messages import printable_name
 
 if TYPE_CHECKING:
     from . import Source
@@ -67,6 +67,7 @@ class _Builder:
         self.base_config = source.base_config
         self.family = FAMILIES[source.base_config.model_type]
         self.scaling = self.config.lora_alpha / self.config.r
+        self.attention_targets, self.ffn_targets = split_targets(self.config.target_modules)
         self.used_base: set[str] = set()
         self.used_adapter: set[str] = set()
 
@@ -84,7 +85,7 @@ class _Builder:
     def _layer(self, layer: str) -> Iterator[Planned]:
         yield self._copy(f"{layer}.input_layernorm.weight")
         for name in self.family.attention:
-            yield self._merged(f"{layer}.self_attn.{name}", name in self.config.attention_targets)
+            yield self._merged(f"{layer}.self_attn.{name}", name in self.attention_targets)
             if f"{layer}.self_attn.{name}.bias" in self.base.names() and name in self.biases:
                 yield self._copy(f"{layer}.self_attn.{name}.bias")
         for name in ("q_norm", "k_norm"):
@@ -132,7 +133,7 @@ class _Builder:
         copied = self._copy(f"{layer}.mlp.{projection}.weight")
         (out_features, in_features), rank = copied.shape, self.config.r
         experts = self.config.num_experts
-        adapted = projection in self.config.ffn_targets
+        adapted = projection in self.ffn_targets
         A = B = magnitude = None
         if adapted:
             path = f"{layer}.mlp"
@@ -167,12 +168,13 @@ class _Builder:
         left = {name for name in self.base.names() - self.used_base if not self._computed(name)}
         with_bias = sorted(name for name in left if name.endswith(".bias"))
         if with_bias:
-            raise ValueError(f"the base has {named(with_bias[0])}: {self.target} has no bias there")
+            raise ValueError(
+                f"the base has {printable_name(with_bias[0])}: {self.target} has no bias there"
+            )
         for whose, names in (("base", left), ("adapter", self.adapter.names() - self.used_adapter)):
             if names:
-                raise ValueError(
-                    f"the {whose} has {named(min(names))}: {self.target} has no place for it"
-                )
+                name = printable_name(min(names))
+                raise ValueError(f"the {whose} has {name}: {self.target} has no place for it")
 
     @staticmethod
     def _computed(name: str) -> bool:

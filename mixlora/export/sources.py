@@ -13,7 +13,7 @@ from peft.utils.integrations import dequantize_module_weight
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..shown import named, one_line
+from ..messages import one_line, printable_name
 
 #: What makes a model beside its weights: carried over as it is.
 _TOKENIZER = (
@@ -143,7 +143,7 @@ class InFiles(Tensors):
 
     def _get(self, name: str) -> tuple[tuple[int, ...], str]:
         if name not in self._about:
-            raise ValueError(f"{self._folder} lacks {named(name)}")
+            raise ValueError(f"{self._folder} lacks {printable_name(name)}")
         return self._about[name]
 
 
@@ -189,7 +189,7 @@ def find_folder(role: str, where: str, revision: str | None) -> Path:
     if Path(where).is_dir():
         return Path(where)
     if Path(where).exists() or where.count("/") != 1 or where.startswith((".", "/", "~")):
-        raise ValueError(f"{role} {named(where)}: expected a directory or a hub id")
+        raise ValueError(f"{role} {printable_name(where)}: expected a directory or a hub id")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, HTTPError
 
@@ -198,7 +198,9 @@ def find_folder(role: str, where: str, revision: str | None) -> Path:
         return Path(snapshot_download(where, revision=revision, allow_patterns=patterns))
     except (OSError, HTTPError, HFValidationError) as error:
         reason = one_line(error)
-        raise ValueError(f"{role} {named(where)}: the hub does not give it: {reason}") from error
+        raise ValueError(
+            f"{role} {printable_name(where)}: the hub does not give it: {reason}"
+        ) from error
 
 
 def tokenizer_files(base: Path, adapter: Path) -> list[Path]:
