@@ -4,18 +4,27 @@
 PYTHON ?= python3
 VENV ?= .venv
 TABLE ?= main
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --quiet -c constraints.txt -e
 
-.PHONY: reproduce test torture lint audit check small constraints clean
+# The tests of a file share what they have prepared, so a file stays in one process.
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile
+
+.PHONY: reproduce test test-fast torture lint audit check small constraints clean
 
 reproduce: $(VENV)/.harness
 	$(BIN)/python reproduce.py --table $(TABLE)
 
+# In $(WORKERS) processes with one thread each.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# After each edit: all but what takes seconds, because it starts processes or trains whole cells.
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PARALLEL) -m "not (network or gpu or slow or browser or long)"
 
 # Minutes: kills at random moments, eight processes on one output, every record run again, 500 cells in one process;
 # with the tests of single faults, so that the last line counts all that were injected. Then more than 10,000 cases of
@@ -30,6 +39,7 @@ torture: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 # Where its service can be reached; it says so where not.

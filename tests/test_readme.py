@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reproduce import parse_arguments
+from harness.command_line import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,7 +45,7 @@ def test_there_are_commands_to_check() -> None:
     "arguments", [each for program in REPRODUCE for each in commands(program)], ids=" ".join
 )
 def test_reproduce_commands_parse(arguments: list[str]) -> None:
-    table, options = parse_arguments(arguments)
+    table, options = parse(arguments)
     assert len(table.plan(options).listing()) > 1
 
 
