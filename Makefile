@@ -47,7 +47,7 @@ small: $(VENV)/.harness
 
 # The site, in site/; a broken link or an unknown name stops it.
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # mixlora/ alone, as PyPI would get it, in dist/.
 wheel: $(VENV)/.package

@@ -28,7 +28,9 @@ OUTSIDE = (
     "CHANGELOG.md",
     "results/README.md",
     "results/*/README.md",
+    "results/*/tables/*.md",
     "results/*/figures/*.svg",
+    "results/*/report.html",
 )
 #: Stands in a page where the options of `reproduce.py --table NAME` are to be listed.
 OPTIONS = re.compile(r"^<!-- options: ([a-z-]+) -->$", re.MULTILINE)
