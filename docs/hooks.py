@@ -7,6 +7,7 @@ where its files are read; here they are turned into links of the site.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import posixpath
 import re
@@ -18,6 +19,9 @@ from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from peft import PeftConfig
+
+from mixlora import MixLoraConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Files outside docs/ that belong to the site, under the names that they have in the repository.
@@ -34,6 +38,8 @@ OUTSIDE = (
 )
 #: Stands in a page where the options of `reproduce.py --table NAME` are to be listed.
 OPTIONS = re.compile(r"^<!-- options: ([a-z-]+) -->$", re.MULTILINE)
+#: Stands where the settings of the adapter are to be listed.
+SETTINGS = "<!-- settings -->"
 #: A relative link of Markdown: its text with the bracket, its target and what follows a "#".
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)((?:#[^)\s]*)?\))")
 #: An equation as pymdownx.arithmatex leaves it.
@@ -50,14 +56,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the repository's links into the site's, and fill in options of the command line."""
+    """Turn the repository's links into the site's, and fill in options and settings."""
     source = Path(page.file.abs_src_path).parent
 
     def link(match: re.Match[str]) -> str:
         target = os.path.relpath(source / match[2], ROOT).removeprefix("docs/")
         return match[1] + posixpath.relpath(target, posixpath.dirname(page.file.src_uri)) + match[3]
 
-    return OPTIONS.sub(lambda match: options(match[1]), LINK.sub(link, markdown))
+    markdown = OPTIONS.sub(lambda match: options(match[1]), LINK.sub(link, markdown))
+    return markdown.replace(SETTINGS, settings()) if SETTINGS in markdown else markdown
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -78,3 +85,14 @@ def options(table: str) -> str:
         command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
     )
     return f"```text\n{result.stdout.rstrip()}\n```"
+
+
+def settings() -> str:
+    """The fields of `MixLoraConfig` that PEFT's own configs do not have, as a table of Markdown."""
+    common = {field.name for field in dataclasses.fields(PeftConfig)}
+    rows = [
+        f"| `{field.name}` | `{field.default!r}` | {field.metadata.get('help', '')} |"
+        for field in dataclasses.fields(MixLoraConfig)
+        if field.name not in common
+    ]
+    return "\n".join(["| setting | default | |", "|:--|:--|:--|", *rows])
