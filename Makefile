@@ -32,6 +32,7 @@ torture: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 # Where its service can be reached; it says so where not.
@@ -47,7 +48,7 @@ small: $(VENV)/.harness
 
 # The site, in site/; a broken link or an unknown name stops it.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
 # mixlora/ alone, as PyPI would get it, in dist/.
 wheel: $(VENV)/.package

@@ -11,8 +11,6 @@ import dataclasses
 import os
 import posixpath
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from latex2mathml.converter import convert
@@ -21,6 +19,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from peft import PeftConfig
 
+from harness import reference
 from mixlora import MixLoraConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,8 +35,8 @@ OUTSIDE = (
     "results/*/figures/*.svg",
     "results/*/report.html",
 )
-#: Stands in a page where the options of `reproduce.py --table NAME` are to be listed.
-OPTIONS = re.compile(r"^<!-- options: ([a-z-]+) -->$", re.MULTILINE)
+#: The page of which this folder has a stand-in only.
+COMMAND_LINE = "reproduce/command-line.md"
 #: Stands where the settings of the adapter are to be listed.
 SETTINGS = "<!-- settings -->"
 #: A relative link of Markdown: its text with the bracket, its target and what follows a "#".
@@ -56,14 +55,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the repository's links into the site's, and fill in options and settings."""
+    """Turn the repository's links into the site's, and fill in settings and options."""
     source = Path(page.file.abs_src_path).parent
 
     def link(match: re.Match[str]) -> str:
         target = os.path.relpath(source / match[2], ROOT).removeprefix("docs/")
         return match[1] + posixpath.relpath(target, posixpath.dirname(page.file.src_uri)) + match[3]
 
-    markdown = OPTIONS.sub(lambda match: options(match[1]), LINK.sub(link, markdown))
+    if page.file.src_uri == COMMAND_LINE:
+        return reference.page()
+    markdown = LINK.sub(link, markdown)
     return markdown.replace(SETTINGS, settings()) if SETTINGS in markdown else markdown
 
 
@@ -75,16 +76,6 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
         return convert(tex, display="block" if match[1] == "div" else "inline")
 
     return EQUATION.sub(equation, html)
-
-
-def options(table: str) -> str:
-    """What `reproduce.py --table NAME --help` prints, as a block of Markdown."""
-    command = [sys.executable, "reproduce.py", "--table", table, "--help"]
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
-    result = subprocess.run(
-        command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True
-    )
-    return f"```text\n{result.stdout.rstrip()}\n```"
 
 
 def settings() -> str:

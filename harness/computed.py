@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from .options import General, Option, options_of
 from .rendering.rendered import Rendered
 from .run import processes
 
@@ -24,10 +25,11 @@ class ComputedTable:
     lines: Callable[[], list[str]]
     render: Callable[[], Rendered]
 
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """It has none of its own."""
+    def options(self) -> list[Option]:
+        """The options of the command line that this table has: none of its own."""
+        return options_of(General)
 
-    def plan(self, options: argparse.Namespace) -> ComputedTable:
+    def plan(self, given: Mapping[str, Any]) -> ComputedTable:
         """Itself: nothing about it can be chosen.
 
         Raises:

@@ -28,6 +28,7 @@ from mixlora.lm_eval.data import DataError, load
 from mixlora.lm_eval.model import AdapterError, AdapterLM, register
 from tasks import TASK_NAMES, get_task
 from tasks.base import SCORINGS, Scoring
+from tasks.lm_eval_configs import CONFIG_DIR, write
 from tasks.prompts import Prompt, render
 from tasks.scoring import Prediction, score
 from tasks.sources import MINIATURE_DIR, LocalSource
@@ -54,7 +55,7 @@ def base_model() -> Any:
 
 def config_name(name: str, scoring: str) -> str:
     suffix = "_choice" if scoring == "choice" else ""
-    return f"mixlora_{get_task(name).lm_eval_task}{suffix}"
+    return f"mixlora_{get_task(name).lm_eval.name}{suffix}"
 
 
 def manager(data_dir: Path) -> TaskManager:
@@ -105,6 +106,13 @@ def test_requests_are_those_of_our_prompts(name: str, scoring: Scoring, tmp_path
 @EVERY_TASK
 def test_requests_on_real_rows(name: str, scoring: Scoring, shared_data: Path) -> None:
     assert_same_requests(name, scoring, shared_data, 300)
+
+
+def test_the_committed_configs_are_those_that_the_definitions_give(tmp_path: Path) -> None:
+    write(tmp_path)
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written == {path.name: path.read_text() for path in cli.TASK_CONFIGS.iterdir()}
+    assert CONFIG_DIR == cli.TASK_CONFIGS
 
 
 def test_configs_name_the_hubs_data_sets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from reproduce import parse_arguments
+from harness.command_line import parse
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -125,9 +125,9 @@ def test_reproduce_commands_parse(words: list[str]) -> None:
     assert arguments is not None
     if "--help" in arguments:
         with pytest.raises(SystemExit, match="0"):
-            parse_arguments(arguments)
+            parse(arguments)
     else:
-        table, options = parse_arguments(arguments)
+        table, options = parse(arguments)
         assert table.plan(options).listing()
 
 

@@ -11,10 +11,9 @@ import pandas as pd
 
 from tasks import get_task
 
-from ..cells.layout import TableLayout
 from ..cells.methods import BASE, METHOD_TITLES
 from ..cells.spec import OWN
-from ..request.request import Request
+from ..request import Request, TableLayout
 from ..schedule.executor import Outcome
 from .compare import (
     AVERAGE,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..cells.layout import TableLayout
 from ..cells.methods import BASE
-from ..request.request import Request
+from ..options import command
+from ..request import Request, TableLayout
 from ..schedule.executor import Outcome
 from ..store.records import RunRecord
 from .rendered import distinct
@@ -45,8 +45,8 @@ def provenance_of(asked: TableLayout, request: Request, outcome: Outcome) -> dic
     }
     facts: dict[str, Any] = {
         "table": asked.name,
-        "command": request.command(asked.name, [s.name for s in asked.settings if s.title]),
-        "preset": request.preset.name,
+        "command": command(asked.name, request),
+        "preset": request.preset,
         "models": list(request.models),
         "weights": distinct(record.provenance["weights"] for record in records),
         "data": distinct(record.provenance["data"] for record in records),

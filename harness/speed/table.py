@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from harness.options import General, Option, options_of
 from harness.rendering.rendered import Rendered, distinct
-from harness.request.command_line import chosen, name_list
 from harness.run import processes
 from harness.store.failures import FAILED, OOM
 
 from .records import DONE, MeasureRecord, MeasureStore
-from .request import Defaults, MeasureRequest, add_options
+from .request import Defaults, MeasureRequest
 from .spec import WARMUP, MeasureSpec
 
 Records = Mapping[MeasureSpec, MeasureRecord]
@@ -41,31 +41,36 @@ class MeasuredTable(Generic[Part]):
     measurements: Callable[[MeasureRequest, list[Part]], list[MeasureSpec]]
     render: Callable[[MeasureRequest, list[Part], Records], Rendered]
 
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """The shape and batch, and which parts."""
-        add_options(parser, self.defaults)
-        known = ", ".join(self.parts)
-        parser.add_argument(
-            f"--{self.kind}s",
-            dest="parts",
-            type=name_list,
-            metavar="NAMES",
-            help=f"comma-separated subset of {known}",
-        )
+    def options(self) -> list[Option]:
+        """The options of the command line that this table has."""
+        without = {"methods", "sweeps"} - {f"{self.kind}s"}
+        measured = [
+            dataclasses.replace(each, absent=self.defaults.words.get(each.name, each.absent))
+            for each in options_of(MeasureRequest, self._known, without)
+        ]
+        return [*measured, *options_of(General)]
 
-    def plan(self, options: argparse.Namespace) -> MeasuredPlan:
-        """The measurements of a command line.
+    @property
+    def _known(self) -> dict[str, tuple[str, ...]]:
+        return {f"{self.kind}s": tuple(self.parts)}
+
+    def plan(self, given: Mapping[str, Any]) -> MeasuredPlan:
+        """The measurements that given options ask for.
 
         Raises:
             ValueError: A name is unknown, a number out of range, the device not there, or this is
                 one of several processes.
         """
         processes.one_only(f"table {self.name}")
-        request = MeasureRequest.make(options, self.defaults)
-        parts = [self.parts[name] for name in chosen(self.kind, options.parts, tuple(self.parts))]
+        general = General.make(given)
+        request = MeasureRequest.of_table(given, self.defaults, self._known)
+        if not general.render_only:
+            request = request.on_this_machine()
+        names = getattr(request, f"{self.kind}s") or tuple(self.parts)
+        parts = [self.parts[name] for name in names]
         specs = list(dict.fromkeys(self.measurements(request, parts)))
         return MeasuredPlan(
-            specs, request.output, lambda records: self.render(request, parts, records)
+            specs, general.output, lambda records: self.render(request, parts, records)
         )
 
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from harness.cells.methods import METHOD_TITLES
 from harness.computed import ComputedTable
+from harness.options import command
 from harness.paper.checks import all_checks, parameter_checks, rank_of
 from harness.paper.claims import LEVELS, Claim, Gain, claims, gains, unlearned
 from harness.paper.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed
 from harness.rendering.rendered import DASH, Rendered, bullets, provenance_block, table
 from harness.rendering.sources import PRINTED
-from harness.request.command_line import command
 from harness.run import provenance
 
 _KINDS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from harness.options import command
 from harness.rendering.compare import load_reported
 from harness.rendering.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
 from harness.rendering.sources import IN_BRACKETS, REPORTED_BLOCK
@@ -138,10 +139,9 @@ def _row_numbers(request: MeasureRequest, row: MethodRow, records: Records) -> l
 
 def _render(request: MeasureRequest, rows: list[MethodRow], records: Records) -> Rendered:
     frame = _compare(request, rows, records)
-    methods = None if len(rows) == len(ROWS) else [row.name for row in rows]
     facts = {
         "table": "efficiency",
-        "command": request.command("efficiency", methods=methods),
+        "command": command("efficiency", request),
         "model": request.title,
         **provenance(records),
     }

@@ -6,13 +6,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from harness.accuracy import AccuracyTable
-from harness.cells.layout import Setting, all_tasks
 from harness.cells.methods import METHOD_TITLES
 from harness.rendering.compare import load_reported
 from harness.rendering.expert_load import layer_std, load_std, shares, specialisation
 from harness.rendering.heat_map import HeatMap, draw_heat_maps
 from harness.rendering.rendered import DASH, Rendered, bullets, table
 from harness.rendering.sources import NOT_MEASURED
+from harness.request import Setting, all_tasks
 from harness.store.records import RunRecord
 from tasks import get_task
 

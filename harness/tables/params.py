@@ -5,11 +5,11 @@ from __future__ import annotations
 from harness.cells.methods import METHOD_TITLES
 from harness.computed import ComputedTable
 from harness.models.shapes import SHAPES
+from harness.options import command
 from harness.paper.checks import parameter_checks, rank_of
 from harness.paper.printed import AGREES, Check, Paper
 from harness.rendering.rendered import Rendered, bullets, provenance_block, table
 from harness.rendering.sources import PRINTED
-from harness.request.command_line import command
 from harness.run import provenance
 
 _NOTES = (

@@ -6,11 +6,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.accuracy import AccuracyTable
-from harness.cells.layout import Setting, single_task
 from harness.cells.quirks import QUIRKS
 from harness.cells.spec import RunSpec
 from harness.rendering.rendered import Rendered, bullets
-from harness.request.request import Request
+from harness.request import Request, Setting, single_task
 from harness.store.records import RunRecord
 
 # As in reported.csv, so that the paper's numbers stand beside the clean protocol's.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from harness.options import command
 from harness.rendering.figures import Line, Panel, draw
 from harness.rendering.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
 from harness.speed.cells import printed
@@ -160,10 +161,9 @@ def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> R
     numbers = [row for points in _points(request, sweeps) for row in points.numbers(records)]
     rows = long_rows(frame_of(numbers, SCALING_COLUMNS))
     found = {(row["sweep"], row["point"], row["setting"], row["metric"]): row for row in rows}
-    asked = None if len(sweeps) == len(SWEEPS) else [sweep.name for sweep in sweeps]
     facts = {
         "table": "scaling",
-        "command": request.command("scaling", sweeps=asked),
+        "command": command("scaling", request),
         "model": request.title,
         **provenance(records),
     }

@@ -1,4 +1,4 @@
-"""The command `mixlora-lm-eval`: lm-eval's own command line, with our model and tasks added."""
+"""The command `mixlora-lm-eval`: the command line of lm-eval, with our model and tasks added."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mixlora.shown import one_line, shown
 
 from .data import DataError
 
-#: Where the YAML files of the paper's protocol lie; lm-eval's ``--include_path``.
+#: Folder of the YAML files that describe the tasks of the paper; added to ``--include_path``.
 TASK_CONFIGS = Path(__file__).parent / "task_configs"
 
-# lm-eval's names of the model class that `model.AdapterLM` is derived from.
+# The names that lm-eval has for the class that `model.AdapterLM` is derived from.
 _HF = ("hf", "hf-auto", "huggingface")
 
 
 class CommandError(ValueError):
-    """The command line, or the file that it names, cannot be used."""
+    """An argument of the command line, or of the file given to ``--config``, cannot be used."""
 
 
 def main() -> int:
-    """Run lm-eval's command line; returns the exit status, 2 for what of it is of no use."""
+    """Run the command line and return its exit status: 2 for a mistake of the user, 0 otherwise."""
     try:
         from lm_eval._cli import HarnessCLI
         from lm_eval.utils import setup_logging
@@ -51,19 +51,23 @@ def main() -> int:
 
 
 def prepare(arguments: Any) -> None:
-    """Change a parsed command line: our tasks are found, and adapters are loaded by our class.
+    """Change a parsed command line so that our tasks are found and our class loads adapters.
 
-    ``--model hf`` with ``peft=`` becomes ``mixlora``: lm-eval's own loading resizes embeddings
-    where the tokenizer has another size, says nothing of weights that are missing, and scores an
-    adapter that does nothing.
+    ``--model hf`` with ``peft=`` becomes ``--model mixlora``. The loading of lm-eval itself would
+    resize embeddings where the tokenizer has another size, say nothing of missing weights, and
+    score an adapter that has no effect.
+
+    Args:
+        arguments: The `argparse.Namespace` of lm-eval, changed in place.
 
     Raises:
-        CommandError: The file of ``--config`` cannot be read, or its model_args are none.
+        CommandError: The file given to ``--config`` cannot be read, or the arguments of the model
+            are not values by name.
     """
     from lm_eval.utils import simple_parse_args_string
 
     config = getattr(arguments, "config", None)
-    # The command line goes before the file that --config names.
+    # An argument on the command line takes precedence over the file.
     wanted = _from_file(config) if config else {}
     wanted |= {name: value for name, value in vars(arguments).items() if value}
     if hasattr(arguments, "include_path"):
@@ -87,6 +91,6 @@ def _from_file(config: str) -> dict[str, Any]:
 
     try:
         return EvaluatorConfig.load_yaml_config(config)
-    # lm-eval has another exception for each way in which a file can be wrong.
+    # lm-eval raises a different exception for each way in which a file can be wrong.
     except Exception as error:
         raise CommandError(f"--config {config}: {one_line(error)}") from error

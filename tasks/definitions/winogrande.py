@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.base import Example, HubDataset, Task
-from tasks.fields import RowError, letters, read_index, read_text, show
+from tasks.base import Example, HubDataset, LmEvalTask, Task
+from tasks.fields import RowError, letters, read_index, read_text
+from tasks.messages import show
 
 
 def parse(row: dict[str, Any], default_id: str) -> Example:
@@ -40,5 +41,10 @@ TASK = Task(
     },
     instruction="Choose what the blank _ in this sentence stands for.",
     parse=parse,
-    lm_eval_task="winogrande",
+    lm_eval=LmEvalTask(
+        name="winogrande",
+        question="{{sentence.strip()}}",
+        options="[option1, option2]",
+        answer="answer | int - 1",
+    ),
 )

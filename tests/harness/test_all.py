@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from harness.accuracy import AccuracyPlan
+from harness.command_line import parse
 from harness.rendering.rendered import Rendered
 from harness.speed.table import MeasuredPlan
 from harness.tables import table_names
 from harness.tables.all import TABLES, _AllPlan
-from reproduce import main, parse_arguments
+from reproduce import main
 
 OPTIONS = ("--device", "cpu", "--render-only")
 
 
 def make_plan(*arguments: str) -> _AllPlan:
-    table, options = parse_arguments(["--table", "all", *OPTIONS, *arguments])
+    table, options = parse(["--table", "all", *OPTIONS, *arguments])
     plan = table.plan(options)
     assert isinstance(plan, _AllPlan)
     return plan
@@ -33,7 +34,7 @@ def test_a_tables_cells_are_those_of_its_own_command(preset: str) -> None:
     shared = ["--preset", preset, "--seeds", "0,1", "--limit-eval", "9"]
     plans = dict(make_plan(*shared).plans)
     for name in ("main", "multi", "rank", "router-loss", "expert-load", "quirks"):
-        table, options = parse_arguments(["--table", name, *OPTIONS, *shared])
+        table, options = parse(["--table", name, *OPTIONS, *shared])
         own, whole = table.plan(options), plans[name]
         assert isinstance(own, AccuracyPlan) and isinstance(whole, AccuracyPlan)
         assert whole.cells == own.cells and whole.by_setting.keys() == own.by_setting.keys()

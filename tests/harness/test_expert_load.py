@@ -11,10 +11,10 @@ import pytest
 
 from harness.accuracy import AccuracyPlan
 from harness.cells.spec import RunSpec
+from harness.command_line import parse
 from harness.rendering.expert_load import layer_std, load_std, shares, specialisation
 from harness.schedule.executor import Outcome
 from harness.store.records import RunRecord
-from reproduce import parse_arguments
 
 from .builders import make_record
 from .test_render import row
@@ -23,7 +23,7 @@ TASKS = ("arc-e", "arc-c", "boolq", "obqa", "piqa")
 
 
 def make_plan(*arguments: str) -> AccuracyPlan:
-    table, options = parse_arguments(["--table", "expert-load", *arguments, "--device", "cpu"])
+    table, options = parse(["--table", "expert-load", *arguments, "--device", "cpu"])
     plan = table.plan(options)
     assert isinstance(plan, AccuracyPlan)
     return plan

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from harness.accuracy import AccuracyPlan
-from harness.cells.layout import single_task
 from harness.cells.spec import RunSpec
+from harness.command_line import parse
 from harness.models.weights import MODELS, load_model, resolve
+from harness.request import single_task
 from harness.run.cell import add_adapter
 from harness.run.inputs import EvalSet, InputLoader
 from harness.run.lm_eval import score_with_lm_eval
 from harness.schedule.executor import Outcome, execute
 from harness.store.records import RecordStore
-from reproduce import parse_arguments
 from tasks import get_task
 from tasks.base import SCORINGS, Scoring
 from tasks.prompts import render
@@ -119,7 +119,7 @@ def test_the_numbers_have_columns_of_their_own(
 ) -> None:
     line = ["--preset", "paper", "--models", "gemma-2b", "--tasks", "arc-e", "--scoring", scoring]
     line += ["--evaluator", "lm-eval", "--render-only", "--output", str(tmp_path)]
-    table, options = parse_arguments(line)
+    table, options = parse(line)
     plan = table.plan(options)
     assert isinstance(plan, AccuracyPlan)
     for spec in plan.cells:

@@ -15,6 +15,7 @@ import pytest
 
 from harness.accuracy import AccuracyPlan
 from harness.cells.spec import Fingerprints
+from harness.command_line import parse
 from harness.rendering.figures import Line, Panel, draw
 from harness.rendering.rendered import Rendered
 from harness.report import write_report
@@ -22,7 +23,7 @@ from harness.schedule.executor import Outcome
 from harness.speed.table import MeasuredPlan
 from harness.store.failures import Failure
 from harness.tables import get_table
-from reproduce import main, parse_arguments
+from reproduce import main
 
 from .builders import make_record
 from .report_builders import (
@@ -111,7 +112,7 @@ def test_brackets_and_blocks_of_measurements(shape: str, tmp_path: Path) -> None
 
 
 def test_a_computed_table_marks_what_the_paper_prints(tmp_path: Path) -> None:
-    rendered = get_table("params").plan(parse_arguments(["--table", "params"])[1]).run(False)
+    rendered = get_table("params").plan(parse(["--table", "params"])[1]).run(False)
     rendered.write(tmp_path)
     (table,) = Page.of(tmp_path).tables["table-1"]
     assert {c.source for row in table for c in row} == {"", "computed", "reported"}
@@ -243,11 +244,11 @@ def test_the_command_line_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_a_table_names_the_command_that_makes_it(arguments: list[str]) -> None:
     rest = ["--render-only", "--device", "cpu"]
-    table, options = parse_arguments([*arguments, *rest])
+    table, options = parse([*arguments, *rest])
     plan = table.plan(options)
     python, script, *words = shlex.split(plan.stored().provenance["command"])
     assert (python, script) == ("python", "reproduce.py")
-    again = table.plan(parse_arguments([*words, *rest])[1])
+    again = table.plan(parse([*words, *rest])[1])
     if isinstance(plan, MeasuredPlan) and isinstance(again, MeasuredPlan):
         assert again.specs == plan.specs
     elif isinstance(plan, AccuracyPlan) and isinstance(again, AccuracyPlan):

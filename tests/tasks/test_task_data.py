@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import Example, get_task
-from tasks.data import fingerprint, select
-from tasks.mixture import MULTI_TASK, mix
+from tasks.data import fingerprint, mix, select
 
 
 def make_examples(count: int, prefix: str = "q") -> list[Example]:
@@ -89,7 +88,3 @@ def test_mixture_holds_every_row_once_in_an_order_of_its_own() -> None:
     # Shuffled across tasks, not only within them.
     assert {task.name for task, _ in mixed[:25]} == {"arc-e", "boolq"}
     assert {task.name for task, _ in mixed[25:]} == {"arc-e", "boolq"}
-
-
-def test_multi_task_set_is_the_papers() -> None:
-    assert MULTI_TASK == ("arc-e", "arc-c", "boolq", "obqa", "piqa")
