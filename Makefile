@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TABLE ?= main
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip
@@ -11,13 +12,21 @@ PIP := $(BIN)/python -m pip
 PACKAGE := -e '.[lm-eval,quant]'
 INSTALL := $(PIP) install --quiet -c constraints.txt $(PACKAGE)
 
-.PHONY: reproduce test test-lowest test-newest torture lint audit check docs wheel small constraints clean
+# The tests of a file share what they have prepared, so a file stays in one process.
+PARALLEL := --numprocesses $(WORKERS) --dist loadfile
+
+.PHONY: reproduce test test-fast test-lowest test-newest torture lint audit check docs wheel small constraints clean
 
 reproduce: $(VENV)/.harness
 	$(BIN)/python reproduce.py --table $(TABLE)
 
+# In $(WORKERS) processes with one thread each.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# After each edit: all but what takes seconds, because it starts processes or trains whole cells.
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PARALLEL) -m "not (network or gpu or slow or browser or long)"
 
 # Minutes: kills at random moments, eight processes on one output, every record run again, 500 cells in one process;
 # with the tests of single faults, so that the last line counts all that were injected. Then more than 10,000 cases of

@@ -27,7 +27,7 @@ HEAVY = ("torch", "transformers", "peft", "datasets")
 LIGHT = (
     *("tasks.data", "tasks.encoding", "tasks.prompts", "tasks.sources"),
     *("harness.cells.presets", "harness.models.shapes", "harness.models.weights"),
-    *("harness.store.records", "harness.rendering.accuracy", "harness.rendering.compare"),
+    *("harness.store.records", "harness.tables.show.accuracy", "harness.tables.numbers.comparison"),
     *("harness.tables.main", "harness.tables.efficiency", "harness.tables.scaling"),
     *("tasks", "harness.tables", "reproduce"),
 )

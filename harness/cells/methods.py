@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 #: Name of the untuned model, which has no adapter.
 BASE = "base"
 
-#: The keys of `mixlora.moe.FORWARDS`, repeated here because that module loads torch.
+#: The keys of `mixlora.config.FORWARDS`, repeated here because that module loads torch.
 FORWARDS = ("vanilla", "shared", "fused")
 
 

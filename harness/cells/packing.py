@@ -1,6 +1,6 @@
 """Which cells are trained together on one frozen base (``--packed``). Loads no torch.
 
-Source: arXiv 2404.15159, Algorithm 1; `mixlora.packed` computes it.
+Source: arXiv 2404.15159, Algorithm 1; `mixlora.packing` computes it.
 """
 
 from __future__ import annotations
