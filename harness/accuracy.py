@@ -14,15 +14,17 @@ from tasks.sources import open_source
 from .cells.spec import LOCAL, RunOptions, RunSpec
 from .models.quantise import check_quantize
 from .models.weights import MODELS, resolve, resolve_device
+from .numbers.comparison import compare
 from .options import General, Option, options_of
-from .rendering.accuracy import NOT_RUN, render
-from .rendering.compare import compare
-from .rendering.rendered import Rendered
 from .request import Request, TableLayout
 from .run import processes
 from .run.inputs import InputLoader
-from .schedule.executor import Outcome, execute, stored
-from .schedule.verify import render_verified, verify
+from .schedule.executor import execute, stored
+from .schedule.verify import verify
+from .show.accuracy import NOT_RUN, render
+from .show.data import TableData
+from .show.verified import render_verified
+from .store.outcome import Outcome
 from .store.records import RecordStore, RunRecord
 
 Found = TypeVar("Found")
@@ -36,7 +38,7 @@ class AccuracyTable(TableLayout):
         finish: adds what is to be shown beside the accuracies, from the records by setting.
     """
 
-    finish: Callable[[Rendered, Mapping[str, Sequence[RunRecord]]], Rendered] | None = None
+    finish: Callable[[TableData, Mapping[str, Sequence[RunRecord]]], TableData] | None = None
 
     def options(self) -> list[Option]:
         """The options of the command line that this table has."""
@@ -134,7 +136,7 @@ class AccuracyPlan:
             )
         return [*lines, f"{len(self.cells)} cells"]
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         """Run the cells that have no record, or all if fresh, and render; or verify.
 
         Raises:
@@ -148,7 +150,7 @@ class AccuracyPlan:
             return render_verified(self.table.name, results)
         return self._render(execute(self.cells, loader, store, fresh, self.options))
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         """Render the newest record of every cell.
 
         Raises:
@@ -169,7 +171,7 @@ class AccuracyPlan:
         templates = load_templates(request.prompts) if request.prompts else {}
         return InputLoader(source, weights, templates, request.skip_bad_rows)
 
-    def _render(self, outcome: Outcome) -> Rendered:
+    def _render(self, outcome: Outcome) -> TableData:
         outcome = dataclasses.replace(
             outcome,
             records=self._by_cell(outcome.records),

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from tasks.names import choose
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+#: No names that depend on a table.
+NO_NAMES: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 def names(text: str) -> list[str]:
@@ -146,7 +147,7 @@ class Options:
         cls: type[Made],
         given: Mapping[str, Any],
         preset: object = None,
-        known: Mapping[str, Sequence[str]] = _NOTHING,
+        known: Mapping[str, Sequence[str]] = NO_NAMES,
     ) -> Made:
         """The options with the given values, checked, and the defaults of all others.
 
@@ -175,7 +176,7 @@ class Options:
 
 
 def options_of(
-    cls: type[Options], known: Mapping[str, Sequence[str]] = _NOTHING, without: Iterable[str] = ()
+    cls: type[Options], known: Mapping[str, Sequence[str]] = NO_NAMES, without: Iterable[str] = ()
 ) -> list[Option]:
     """The options that a class declares, in its order.
 

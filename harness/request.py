@@ -17,7 +17,7 @@ from .cells.quirks import PROTOCOLS, QUIRKS, chosen_quirks, concerning
 from .cells.spec import EVALUATORS, OWN, RunSpec
 from .models.quantise import QUANTIZATIONS
 from .models.weights import DTYPES
-from .options import Options, names, option
+from .options import NO_NAMES, Options, names, option
 
 #: What NumPy takes as a seed, and so transformers' `set_seed`.
 SEEDS = range(2**32)
@@ -33,7 +33,7 @@ class Request(Options):
     """Which cells a table is filled with, and where their inputs come from.
 
     The fields have the preset's values where nothing else was asked for; every name is known and
-    every number in range. Made by `make`.
+    every number in range. Made by `of`.
     """
 
     GROUP: ClassVar[str] = "which cells"
@@ -130,19 +130,18 @@ class Request(Options):
             )
 
     @classmethod
-    def make(
-        cls,
-        given: Mapping[str, Any],
-        preset: object = None,
-        known: Mapping[str, Sequence[str]] | None = None,
-    ) -> Request:
-        """The request with the given values; see `Options.make`. The preset is that given by name.
+    def of(cls, given: Mapping[str, Any], known: Mapping[str, Sequence[str]] = NO_NAMES) -> Request:
+        """The request with the given values, and those of its preset for all others.
+
+        Args:
+            given: name of a field -> value, as `Options.make` takes it.
+            known: name of a field -> the names that it may hold in the table asked for.
 
         Raises:
             ValueError: A name is unknown (the message suggests near ones), or a number not allowed.
         """
-        found = get_preset(given.get("preset") or cls.preset)
-        made = super().make(given, found, {"models": found.models} | dict(known or {}))
+        preset = get_preset(given.get("preset") or cls.preset)
+        made = cls.make(given, preset, {"models": preset.models, **known})
         return dataclasses.replace(made, quirks=chosen_quirks(made.protocol, made.quirks))
 
     @property
@@ -315,7 +314,7 @@ class TableLayout:
         """
         if given.get("settings") is not None:
             given = {**given, "settings": [*given["settings"], self.main]}
-        return Request.make(given, known=self.known)
+        return Request.of(given, self.known)
 
     def cells(self, request: Request) -> dict[str, list[RunSpec]]:
         """The cells of a request, by the name of their setting."""

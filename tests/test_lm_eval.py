@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mixlora import MixLoraConfig
-from mixlora.effect import NoEffectError
+from mixlora.checks import NoEffectError
 from mixlora.lm_eval import cli
 from mixlora.lm_eval.data import DataError, load
 from mixlora.lm_eval.model import AdapterError, AdapterLM, register

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 #: Name of the untuned model, which has no adapter.
 BASE = "base"
 
-#: The keys of `mixlora.moe.FORWARDS`, repeated here because that module loads torch.
+#: The keys of `mixlora.config.FORWARDS`, repeated here because that module loads torch.
 FORWARDS = ("vanilla", "shared", "fused")
 
 
 def _mixlora_config(
     target_modules: list[str], settings: AdapterSettings, use_dora: bool
 ) -> PeftConfig:
-    from mixlora import MixLoraConfig
+    from mixlora.config import MixLoraConfig
 
     return MixLoraConfig(
         task_type="CAUSAL_LM", target_modules=target_modules, use_dora=use_dora, **settings

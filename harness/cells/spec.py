@@ -159,8 +159,9 @@ def _shard(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class RunOptions(Options):
-    """How cells are run. It is no part of what they are: the results are the same but for rounding,
-    and for what the help of an option names.
+    """How cells are run, which is no part of what they are.
+
+    Their results are the same but for rounding, and for what the help of an option names.
     """
 
     GROUP: ClassVar[str] = "how cells are run"

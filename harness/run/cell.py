@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mixlora.effect import require_effect
-from mixlora.ffn import get_family
-from mixlora.magnitudes import reset_magnitudes
+from mixlora.checks import require_effect
+from mixlora.families import get_family
+from mixlora.layer import reset_magnitudes
 from mixlora.quantised import prepare_quantised
 from tasks.encoding import encode_training
 
@@ -103,7 +103,7 @@ def run_pack(
         OtherProcessFailed: Training failed in another process.
         OutOfMemory: Memory ran out.
         ProcessLost: Another process is gone.
-        mixlora.effect.NoEffectError: An adapter does nothing to the prompts.
+        mixlora.checks.NoEffectError: An adapter does nothing to the prompts.
         ValueError: Prompts and tokenizer do not fit the scoring.
     """
     first = cells[0][0]

@@ -2,7 +2,7 @@
 
 A step is the same rows whatever the number of processes. Where there are enough micro-batches, each
 process takes some of them whole; otherwise each takes some rows of every micro-batch, and the
-auxiliary loss is that of the rows of all (`mixlora.aux_loss.balanced_over`). Losses and gradients
+auxiliary loss is that of the rows of all (`mixlora.losses.balanced_over`). Losses and gradients
 are added up, as they are already divided by the scored tokens of the whole step. So a step's loss
 is that of one process but for rounding, and for dropout, whose masks every process draws itself.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mixlora.aux_loss import balanced_over
+from mixlora.losses import balanced_over
 
 from ..cells.spec import TrainSettings
 from . import processes

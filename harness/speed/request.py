@@ -50,7 +50,7 @@ def _batch(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class MeasureRequest(Options):
-    """What is measured, on what. Made by `of_table`, which fills in the table's defaults.
+    """What is measured, on what. Made by `of`, which fills in the table's defaults.
 
     Attributes:
         threads: number of CPU threads; 0 for any, when stored measurements are rendered.
@@ -84,7 +84,7 @@ class MeasureRequest(Options):
     threads: int = 0
 
     @classmethod
-    def of_table(
+    def of(
         cls, given: Mapping[str, Any], defaults: Defaults, known: Mapping[str, tuple[str, ...]]
     ) -> MeasureRequest:
         """The request that given options make of a table, for any device and number of threads.

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from harness.options import General, Option, options_of
-from harness.rendering.rendered import Rendered, distinct
 from harness.run import processes
+from harness.show.data import TableData, distinct
 from harness.store.failures import FAILED, OOM
 
 from .records import DONE, MeasureRecord, MeasureStore
@@ -39,7 +39,7 @@ class MeasuredTable(Generic[Part]):
     kind: str
     parts: Mapping[str, Part]
     measurements: Callable[[MeasureRequest, list[Part]], list[MeasureSpec]]
-    render: Callable[[MeasureRequest, list[Part], Records], Rendered]
+    render: Callable[[MeasureRequest, list[Part], Records], TableData]
 
     def options(self) -> list[Option]:
         """The options of the command line that this table has."""
@@ -63,7 +63,7 @@ class MeasuredTable(Generic[Part]):
         """
         processes.one_only(f"table {self.name}")
         general = General.make(given)
-        request = MeasureRequest.of_table(given, self.defaults, self._known)
+        request = MeasureRequest.of(given, self.defaults, self._known)
         if not general.render_only:
             request = request.on_this_machine()
         names = getattr(request, f"{self.kind}s") or tuple(self.parts)
@@ -86,13 +86,13 @@ class MeasuredPlan:
 
     specs: list[MeasureSpec]
     output: Path
-    render: Callable[[Records], Rendered]
+    render: Callable[[Records], TableData]
 
     def listing(self) -> list[str]:
         """The measurements, one a line."""
         return [*(spec.title for spec in self.specs), f"{len(self.specs)} measurements"]
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         """Measure what has no record, or everything if fresh, and render.
 
         Raises:
@@ -103,7 +103,7 @@ class MeasuredPlan:
 
         return self.render(measure_missing(self.specs, MeasureStore(self.output), fresh))
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         """Render the newest record of every measurement, whatever code made it.
 
         Raises:
@@ -113,7 +113,7 @@ class MeasuredPlan:
 
 
 def failures(records: Records) -> dict[MeasureSpec, str]:
-    """Why each measurement failed that did."""
+    """The reason of each failed measurement."""
     return {spec: r.reason for spec, r in records.items() if r.status == FAILED}
 
 
@@ -135,7 +135,7 @@ def status_notes(records: Records) -> list[str]:
 
 
 def provenance(records: Records) -> dict[str, Any]:
-    """What the measurements come from; a list where they differ."""
+    """What the measurements come from. A value is a list, because the measurements can differ."""
     found = list(records.values())
     specs = [record.spec for record in found]
     facts = [record.provenance for record in found]
@@ -151,7 +151,7 @@ def provenance(records: Records) -> dict[str, Any]:
         "commit": distinct(fact["commit"] for fact in facts),
         "python": distinct(fact["python"] for fact in facts),
         "versions": distinct(fact["versions"] for fact in facts),
-        # Of measurements that ended with a result: the others do not know the device's name.
+        # Only of measurements that ended with a result: the others do not know the device's name.
         "hardware": distinct(r.provenance["hardware"] for r in found if r.status == DONE),
         "load average at the start": f"{min(loads):.1f} to {max(loads):.1f}" if loads else None,
         "measured": sorted({fact["finished"][:10] for fact in facts}),

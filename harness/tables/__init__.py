@@ -1,4 +1,4 @@
-"""The tables, one file each; adding a table is adding a file that defines `TABLE`."""
+"""The tables: each is one module of this package that defines `TABLE`, found by being there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from harness.options import Option
-from harness.rendering.rendered import Rendered
+from harness.show.data import TableData
 from tasks.names import choose
 
 
@@ -18,14 +18,14 @@ class Plan(Protocol):
     def listing(self) -> list[str]:
         """Its cells, one a line; nothing is run."""
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         """Run the cells that have no record, or all if fresh, and render.
 
         Raises:
             ValueError: A user's mistake; nothing has been run then.
         """
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         """Render what is stored; nothing is run.
 
         Raises:
@@ -55,7 +55,7 @@ class Table(Protocol):
 
 
 def table_names() -> tuple[str, ...]:
-    """Names of all tables."""
+    """The names of all tables."""
     return tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from harness.cells.spec import RunOptions
 from harness.options import General, Option, options_of
-from harness.rendering.rendered import Rendered, table
 from harness.request import Request
+from harness.show.data import COMPUTED, Block, Cell, TableData, number
 from harness.tables import Plan, get_table
 
 #: What costs nothing comes first.
@@ -50,7 +50,7 @@ class _AllTables:
         for name in TABLES:
             asked = get_table(name)
             if name == "efficiency":
-                for own in Request.make(given).preset_settings.efficiency:
+                for own in Request.of(given).preset_settings.efficiency:
                     title = f"{name} --shape {own['shape']}"
                     plans.append((title, asked.plan({**given, **own})))
             else:
@@ -77,7 +77,7 @@ class _AllPlan:
             lines += [f"# {name}", *plan.listing(), ""]
         return lines
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         """Run what has no record, or all if fresh, table by table.
 
         Raises:
@@ -85,7 +85,7 @@ class _AllPlan:
         """
         return self._written(lambda plan: plan.run(fresh))
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         """Render what is stored.
 
         Raises:
@@ -93,30 +93,38 @@ class _AllPlan:
         """
         return self._written(lambda plan: plan.stored())
 
-    def _written(self, rendered_of: Callable[[Plan], Rendered]) -> Rendered:
+    def _written(self, made_by: Callable[[Plan], TableData]) -> TableData:
         rows: list[dict[str, Any]] = []
-        parts, failed = [], 0
-        for number, (name, plan) in enumerate(self.plans, start=1):
-            print(f"table {number}/{len(self.plans)}: {name}", file=sys.stderr, flush=True)
-            rendered = rendered_of(plan)
-            rendered.write(self.output)
-            sources = [row.get("source") for row in rendered.rows]
+        parts: list[Block] = []
+        for position, (name, plan) in enumerate(self.plans, start=1):
+            print(f"table {position}/{len(self.plans)}: {name}", file=sys.stderr, flush=True)
+            table = made_by(plan)
+            table.write(self.output)
+            sources = [row.get("source") for row in table.numbers]
             rows.append(
                 {
-                    "table": rendered.name,
+                    "table": table.name,
                     "measured": sources.count("measured"),
                     "reported": sources.count("reported"),
-                    "cells failed": rendered.failed,
+                    "cells failed": table.failed,
                 }
             )
-            parts.append(rendered.markdown)
-            failed += rendered.failed
-        head = list(rows[0])
-        overview = table(head, [[str(value) for value in row.values()] for row in rows])
-        title = "# All tables, and how many numbers each has"
-        markdown = "\n\n".join([title, overview, *parts])
-        return Rendered(
-            "all", markdown, rows, {"tables": [row["table"] for row in rows]}, {}, failed
+            parts += [Block(table.title, level=1), *table.sections]
+        overview = Block(
+            head=list(rows[0]),
+            rows=[
+                [Cell(name), *(number(count, "d", COMPUTED) for count in counts)]
+                for name, *counts in map(dict.values, rows)
+            ],
+        )
+        return TableData(
+            name="all",
+            title="All tables, and how many numbers each has",
+            blocks=[overview],
+            numbers=rows,
+            provenance={"tables": [row["table"] for row in rows]},
+            appendix=parts,
+            failed=sum(row["cells failed"] for row in rows),
         )
 
 

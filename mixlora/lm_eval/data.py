@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mixlora.shown import one_line
+from mixlora.messages import one_line
 
 _FORMATS = {".jsonl": "json", ".jsonl.gz": "json", ".parquet": "parquet"}
 

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from mixlora.effect import require_effect
+from mixlora.checks import require_effect
 
 # The text on which an adapter must change the logits; any text would do.
 _PROBE = "Which of these answers is the best one, and why is it better than the others?"

@@ -15,7 +15,7 @@ def make_request(preset: str = "tiny", **changes: Any) -> Request:
     """A request; what it does not know as an option is a mistake of the test."""
     if unknown := set(changes) - {each.name for each in options_of(Request)}:
         raise TypeError(f"no such option: {unknown}")
-    return Request.make({"preset": preset, "scoring": "label", "device": "cpu"} | changes)
+    return Request.of({"preset": preset, "scoring": "label", "device": "cpu"} | changes)
 
 
 def make_spec(

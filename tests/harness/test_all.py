@@ -9,7 +9,7 @@ import pytest
 
 from harness.accuracy import AccuracyPlan
 from harness.command_line import parse
-from harness.rendering.rendered import Rendered
+from harness.show.data import TableData
 from harness.speed.table import MeasuredPlan
 from harness.tables import table_names
 from harness.tables.all import TABLES, _AllPlan
@@ -68,23 +68,23 @@ def test_tables_share_the_cells_that_are_the_same() -> None:
 class FakePlan:
     """A plan that renders what it is given, or fails."""
 
-    rendered: Rendered | ValueError
+    rendered: TableData | ValueError
 
     def listing(self) -> list[str]:
         return ["a cell"]
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         if isinstance(self.rendered, ValueError):
             raise self.rendered
         return self.rendered
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         return self.run(False)
 
 
-def rendered(name: str, sources: list[str], failed: int = 0) -> Rendered:
+def rendered(name: str, sources: list[str], failed: int = 0) -> TableData:
     rows = [{"source": source, "value": 1.0} for source in sources]
-    return Rendered(name, f"# the table {name}\n", rows, {"table": name}, failed=failed)
+    return TableData(name, f"the table {name}", [], rows, {"table": name}, failed=failed)
 
 
 def test_each_table_is_written_and_all_are_summed_up(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_each_table_is_written_and_all_are_summed_up(tmp_path: Path) -> None:
     overview = _AllPlan(plans, tmp_path).run(fresh=False)
     assert {path.stem for path in (tmp_path / "tables").glob("*.md")} == {"one", "two"}
     assert overview.failed == 3 and overview.name == "all"
-    assert [list(row.values()) for row in overview.rows] == [["one", 2, 1, 2], ["two", 0, 1, 1]]
+    assert [list(row.values()) for row in overview.numbers] == [["one", 2, 1, 2], ["two", 0, 1, 1]]
     assert overview.markdown.index("# the table one") < overview.markdown.index("# the table two")
     assert _AllPlan(plans, tmp_path).listing() == ["# one", "a cell", "", "# two", "a cell", ""]
 

@@ -21,7 +21,7 @@ from harness.store import locks
 from harness.store.failures import FailureStore, OutOfMemory
 from harness.store.files import OutputError
 from harness.store.records import RecordStore, RunRecord
-from mixlora.moe import FORWARDS
+from mixlora.config import FORWARDS
 from tasks.sources import open_source
 
 from .builders import make_record, make_request

@@ -131,14 +131,14 @@ def test_the_numbers_have_columns_of_their_own(
     rendered = plan.stored()
     measured = {
         row["metric"]: row["value"]
-        for row in rendered.rows
+        for row in rendered.numbers
         if row["source"] == "measured" and row["unit"] == "%" and row["method"] == "lora"
     }
     assert not set(names) & set(measured)
     assert measured[f"lm_eval_{names[0]}"] == 75.0
     assert set(measured) - {"params"} == {f"lm_eval_{name}" for name in names}
     assert not any(
-        "minus_paper" in row["metric"] for row in rendered.rows if "acc" in row["metric"]
+        "minus_paper" in row["metric"] for row in rendered.numbers if "acc" in row["metric"]
     )
     assert f"## gemma-2b: measured, {scoring} scoring by lm-eval" in rendered.markdown
     assert rendered.provenance["evaluator"] == "lm-eval"

@@ -133,7 +133,7 @@ def test_a_mapping_means_what_the_command_line_means(mapping: dict[str, Any], wo
     found = read_mapping(OPTIONS, mapping, "studies/a.toml, [cells]")
     table, given = parse(["--table", TABLE, *shlex.split(words)])
     preset = PRESETS[given.get("preset", "tiny")]
-    assert Request.make(found) == Request.make(given)
+    assert Request.of(found) == Request.of(given)
     assert RunOptions.make(found, preset) == RunOptions.make(given, preset)
     assert General.make(found) == General.make(given)
     arguments = {"render_only": True}

@@ -13,9 +13,9 @@ from harness.accuracy import AccuracyPlan
 from harness.cells.packing import make_packs
 from harness.cells.spec import RunSpec
 from harness.command_line import parse
-from harness.rendering.accuracy import render
-from harness.rendering.compare import compare
+from harness.numbers.comparison import compare
 from harness.schedule.executor import Outcome
+from harness.show.accuracy import render
 from harness.store.records import RunRecord
 from harness.tables import get_table
 
