@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from harness.messages import redacted, short
+from harness.messages import redacted, setup_logging, short
 from harness.models.weights import DTYPES
 from harness.run import processes
 from harness.store.files import OutputError, check_writable
@@ -32,6 +32,7 @@ from harness.tables import Table, get_table, table_names
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    setup_logging()
     try:
         with stoppable(), processes.joined() as follows:
             if not follows:

@@ -18,7 +18,7 @@ from harness.messages import redacted
 from harness.models.files import WeightsError, weight_files
 from harness.report import write_report
 from harness.schedule.executor import execute
-from harness.store.failures import FailureStore
+from harness.store.records import FailureStore
 from harness.store.files import load_record, save_record
 from harness.store.records import RecordStore, RunRecord
 from tests.harness.builders import make_record, make_spec

@@ -11,7 +11,7 @@ import torch
 from harness.speed.profiling import is_out_of_memory
 
 from ..messages import first_line
-from ..store.failures import OutOfMemory
+from ..store.records import OutOfMemory
 
 
 class BatchTooLarge(OutOfMemory):

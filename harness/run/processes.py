@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cells.spec import TrainSettings
 from ..messages import first_line
-from ..store.failures import OutOfMemory
+from ..store.records import OutOfMemory
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,7 +21,7 @@ from typing import Any
 from ..cells.spec import RunOptions
 from ..messages import first_line
 from ..run.inputs import InputLoader
-from ..store.failures import FailureStore, OutOfMemory
+from ..store.records import FailureStore, OutOfMemory
 from ..store.files import OutputError
 from ..store.records import RecordStore
 from ..store.stopping import finishing

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..cells.packing import make_packs, pack_id
 from ..cells.spec import RAY, RunOptions, RunSpec, cell_id
 from ..run.inputs import InputLoader
-from ..store.failures import Failure, FailureStore
+from ..store.records import Failure, FailureStore
 from ..store.files import remove
 from ..store.records import RecordStore, RunRecord
 from .cluster import run_on_ray

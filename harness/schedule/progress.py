@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from .work import Settled, Work
+
+logger = logging.getLogger(__name__)
 
 
 class Progress:
@@ -31,8 +33,7 @@ class Progress:
         """A pack is about to be run."""
         self._bar.set_description(work.title)
         if self._bar.disable:
-            line = f"cell {self._settled + 1}/{self._total}: {work.title}"
-            print(line, file=sys.stderr, flush=True)
+            logger.info("cell %d/%d: %s", self._settled + 1, self._total, work.title)
 
     def report(self, text: str) -> None:
         """How far a pack is."""
@@ -41,12 +42,12 @@ class Progress:
     def say_waiting(self, busy: Sequence[Work]) -> None:
         """Nothing is left but what other processes run."""
         count = sum(len(work.ids) for work in busy)
-        tqdm.write(f"waiting: another process runs {count} cells", file=sys.stderr)
+        logger.info("waiting: another process runs %d cells", count)
 
     def end(self, settled: Settled) -> None:
         """A pack is done."""
         for failure in settled.failed.values():
-            tqdm.write(str(failure), file=sys.stderr)
+            logger.warning("%s", failure)
         new = len(settled.records) + len(settled.failed)
         self._settled += new
         self._bar.update(new)

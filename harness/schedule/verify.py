@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from tqdm import tqdm
 
 from ..cells.packing import Pack, make_packs
 from ..cells.spec import RunOptions, RunSpec, cell_id
@@ -18,10 +16,13 @@ from ..rendering.rendered import Rendered, bullets, table
 from ..run.inputs import InputLoader
 from ..store.records import RecordStore, RunRecord
 
-# Of a record's differences, as many are shown.
+logger = logging.getLogger(__name__)
+
+#: Most differences of a record that are shown.
 _SHOWN = 3
 
-# What of a record is no result; the id follows from the spec, and that from --auto-batch.
+#: Fields of a record that are no result. The spec, and so the id, may differ in its accumulation,
+#: which --auto-batch chooses.
 _NO_RESULTS = ("id", "spec", "seconds", "provenance")
 
 
@@ -71,10 +72,10 @@ def verify(
     results = []
     for number, (pack, record) in enumerate(drawn, start=1):
         title = record.spec.title
-        print(f"verify {number}/{len(drawn)}: {title}", file=sys.stderr, flush=True)
+        logger.info("verify %d/%d: %s", number, len(drawn), title)
         results.append(_verified(pack, record, loader, options))
         if results[-1].differences:
-            tqdm.write(f"differs: {title}: {results[-1].differences[0]}", file=sys.stderr)
+            logger.warning("differs: %s: %s", title, results[-1].differences[0])
     return results
 
 

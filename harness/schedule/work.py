@@ -14,7 +14,7 @@ from pathlib import Path
 from ..cells.spec import RunOptions, RunSpec
 from ..run.inputs import CellInputs
 from ..run.processes import ProcessLost
-from ..store.failures import Failure, FailureStore
+from ..store.records import Failure, FailureStore
 from ..store.files import OutputError, remove
 from ..store.locks import taken
 from ..store.records import RecordStore, RunRecord

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +11,13 @@ from tqdm import tqdm
 from harness.cells.spec import RESULTS_VERSION
 from harness.messages import first_line
 from harness.run import provenance
-from harness.store.failures import FAILED, OOM
+from harness.store.records import FAILED, OOM
 from harness.store.locks import taken
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .spec import MeasureSpec
+
+logger = logging.getLogger(__name__)
 
 _WORKER = "harness.speed.worker:measure"
 
@@ -49,11 +51,10 @@ def measure_missing(
     commit = provenance.commit()
     known = not commit.endswith("-dirty") and commit != "unknown"
     if not (known or fresh):
-        print(
-            f"code is {commit}, which names no exact version: every measurement is made anew",
-            file=sys.stderr,
+        logger.info(
+            "code is %s, which names no exact version: every measurement is made anew", commit
         )
-    found = {spec: store.load(spec, commit) if known else None for spec in specs}
+    found = {spec: store.made_with(spec, commit) if known else None for spec in specs}
     records = {
         spec: record
         for spec, record in found.items()
@@ -67,10 +68,10 @@ def measure_missing(
         for number, spec in enumerate(waiting, start=done + 1):
             bar.set_description(spec.title)
             if bar.disable:
-                print(f"measurement {number}/{total}: {spec.title}", file=sys.stderr, flush=True)
+                logger.info("measurement %d/%d: %s", number, total, spec.title)
             # Of all processes one at a time: two would measure each other.
             with taken(store.directory.parent / "locks" / "measurements.lock", wait=True):
-                made = store.load(spec, commit) if known else None
+                made = store.made_with(spec, commit) if known else None
                 if made is not None and made != found[spec]:
                     record = made  # by another process meanwhile
                 else:
@@ -78,7 +79,7 @@ def measure_missing(
                     store.save(record)
             records[spec] = record
             if record.status != DONE:
-                tqdm.write(f"{record.status}: {spec.title}: {record.reason}", file=sys.stderr)
+                logger.warning("%s: %s: %s", record.status, spec.title, record.reason)
             bar.update()
     return {spec: records[spec] for spec in specs}
 

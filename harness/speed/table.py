@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from harness.rendering.rendered import Rendered, distinct
 from harness.request.command_line import chosen, name_list
 from harness.run import processes
-from harness.store.failures import FAILED, OOM
+from harness.store.records import FAILED, OOM
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .request import Defaults, MeasureRequest, add_options

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,8 @@ from harness.cells.presets import get_preset
 from harness.rendering.rendered import Rendered, table
 from harness.request.options import add_cell_options
 from harness.tables import Plan, Table, get_table
+
+logger = logging.getLogger(__name__)
 
 #: What costs nothing comes first.
 TABLES = (
@@ -110,7 +112,7 @@ class _AllPlan:
         rows: list[dict[str, Any]] = []
         parts, failed = [], 0
         for number, (name, plan) in enumerate(self.plans, start=1):
-            print(f"table {number}/{len(self.plans)}: {name}", file=sys.stderr, flush=True)
+            logger.info("table %d/%d: %s", number, len(self.plans), name)
             rendered = rendered_of(plan)
             rendered.write(self.output)
             sources = [row.get("source") for row in rendered.rows]

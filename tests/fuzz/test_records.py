@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.run.checkpoint import Checkpoint
-from harness.store.failures import Failure, FailureStore
+from harness.store.records import Failure, FailureStore
 from harness.store.files import checksum
 from harness.store.records import RecordStore, RunRecord
 from reproduce import main

@@ -24,7 +24,7 @@ if sys.argv[2] == "clock":
 
 def run_pack(pack: Any, wanted: Any, *rest: Any) -> Iterator[Any]:
     """Of a pack of one cell; the record says nothing of this process."""
-    from harness.store.failures import OutOfMemory
+    from harness.store.records import OutOfMemory
     from harness.store.records import RunRecord
     from tests.harness.builders import make_record
 

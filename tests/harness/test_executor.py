@@ -18,7 +18,7 @@ from harness.request import request as request_module
 from harness.run.inputs import CellInputs, InputLoader
 from harness.schedule.executor import execute, stored
 from harness.store import locks
-from harness.store.failures import FailureStore, OutOfMemory
+from harness.store.records import FailureStore, OutOfMemory
 from harness.store.files import OutputError
 from harness.store.records import RecordStore, RunRecord
 from mixlora.moe import FORWARDS

@@ -20,7 +20,7 @@ from harness.rendering.rendered import Rendered
 from harness.report import write_report
 from harness.schedule.executor import Outcome
 from harness.speed.table import MeasuredPlan
-from harness.store.failures import Failure
+from harness.store.records import Failure
 from harness.tables import get_table
 from reproduce import main, parse_arguments
 

@@ -12,7 +12,7 @@ import pytest
 from harness.cells.layout import single_task
 from harness.cells.spec import RunOptions, RunSpec
 from harness.schedule.executor import execute, stored
-from harness.store.failures import FailureStore
+from harness.store.records import FailureStore
 from harness.store.records import RecordStore, RunRecord
 from reproduce import main
 
