@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             if not follows:
                 return _run(arguments)
             # Here, because it loads torch.
-            from harness.run.follow import follow
+            from harness.run.cell import follow
 
             follow()
             return 0

@@ -5,10 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from harness.store.files import parser
-from harness.store.records import Line, Provenance, Store, checked_as, parsed_by
+from harness.store.records import (
+    FAILED,
+    OOM,
+    Line,
+    Provenance,
+    Store,
+    checked_as,
+    parsed_by,
+)
 
 from .spec import MeasureSpec, measurement_id
 
@@ -32,7 +42,7 @@ class MeasureRecord:
     """
 
     spec: Annotated[MeasureSpec, parsed_by(MeasureSpec.from_json)]
-    status: Literal["done", "OOM", "failed"]
+    status: Annotated[str, Field(pattern=f"^({DONE}|{FAILED}|{OOM})$")]
     reason: Line
     reports: list[dict[str, Any]]
     load_average: float | None

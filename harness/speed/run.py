@@ -11,8 +11,8 @@ from tqdm import tqdm
 from harness.cells.spec import RESULTS_VERSION
 from harness.messages import first_line
 from harness.run import provenance
-from harness.store.records import FAILED, OOM
 from harness.store.locks import taken
+from harness.store.records import FAILED, OOM
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .spec import MeasureSpec

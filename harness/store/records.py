@@ -8,12 +8,13 @@ and only its cell is run again. Loads no torch.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import AfterValidator, Field, GetPydanticSchema, PlainValidator
 from typing_extensions import NotRequired, TypedDict
@@ -142,7 +143,7 @@ def _rows_fit(task: TaskResult) -> TaskResult:
         places = getattr(task, name)
         if places is None:
             continue
-        if len(places) != count or any(p >= n for p, n in zip(places, task.num_options)):  # noqa: B905
+        if len(places) != count or not all(map(operator.lt, places, task.num_options)):
             raise ValueError(f"{name}: expected {count} places among the options of the rows")
     return task
 
@@ -216,7 +217,7 @@ class Failure:
 
     spec: Annotated[RunSpec, parsed_by(RunSpec.from_json)]
     fingerprints: Annotated[Fingerprints, parsed_by(Fingerprints.from_json)]
-    status: Literal["failed", "OOM"]
+    status: Annotated[str, Field(pattern=f"^({FAILED}|{OOM})$")]
     reason: Line
     finished: Line
 
@@ -324,7 +325,7 @@ class FailureStore(Store[Failure]):
         failure = Failure(
             spec=spec,
             fingerprints=fingerprints,
-            status="OOM" if isinstance(error, OutOfMemory) else "failed",
+            status=OOM if isinstance(error, OutOfMemory) else FAILED,
             reason=f"{kind}{said} (traceback in logs/{log.name})",
             finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )

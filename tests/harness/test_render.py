@@ -13,8 +13,7 @@ from harness.rendering.accuracy import render
 from harness.rendering.compare import LONG_COLUMNS, compare
 from harness.rendering.rendered import Rendered
 from harness.schedule.executor import Outcome
-from harness.store.records import Failure
-from harness.store.records import RunRecord
+from harness.store.records import Failure, RunRecord
 from harness.tables.main import TABLE
 from tasks import TASK_NAMES
 
