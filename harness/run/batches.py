@@ -1,4 +1,4 @@
-"""The order of the training rows, their batches for one adapter or several, and who computes them."""
+"""The order of the training rows, their batches, and which process computes what of a batch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """From a cell to the rows, prompts and weights it is run on, and their fingerprints. Torch-free.
 
 A table may have hundreds of cells, and all of their rows are read before the first one runs, so
-that a bad row is known at once. Every split is read once and shared by the cells that use it; what a
-cell has of its own, the worded prompts, is made when the cell runs and let go after it.
+that a bad row is known at once. Every split is read once and shared by the cells that use it. What
+a cell has of its own, the worded prompts, is made when the cell runs and let go after it.
 """
 
 from __future__ import annotations

@@ -219,7 +219,6 @@ def fine_tune(
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
             # Every parameter that is trained has a gradient in every step, the experts' too.
             ddp_find_unused_parameters=False,
-            ddp_broadcast_buffers=False,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,

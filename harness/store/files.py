@@ -1,7 +1,7 @@
-"""Files that hold results: written whole or not at all, with a checksum, and read only if it fits.
+"""Files that hold results: written whole or not at all, and with a checksum that is compared.
 
 A record's file is one JSON object: its content, and beside it under "checksum" the SHA-256 of that
-content in canonical form (sorted keys, no spaces). What was cut or edited is set aside as
+content in canonical form (sorted keys, no spaces). A file that was cut or edited is set aside as
 ``<name>.damaged`` and never read as a result.
 """
 
@@ -46,13 +46,13 @@ class OutputError(OSError):
         self._of = (path, error)
 
     def __reduce__(self) -> tuple[type[OutputError], tuple[Path, OSError]]:
-        """Pickled, to come back from a node of a cluster."""
+        """How it is pickled, to be raised again where a cluster's node is waited for."""
         return type(self), self._of
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the path's place at the end, or never if something is raised.
+    """A file to write, which takes the path's place at the end, or never if something is raised.
 
     Raises:
         OutputError: The disk is full, or the folder read-only.
@@ -122,7 +122,7 @@ def remove(path: Path) -> None:
 
 
 def remove_remains(path: Path) -> None:
-    """Remove what killed writers of this file left; none may be writing it now."""
+    """Remove what killed writers of this file have left; nobody may be writing it now."""
     for file in path.parent.glob(f".{glob.escape(path.name)}.*"):
         file.unlink(missing_ok=True)
 
@@ -169,9 +169,9 @@ def save_record(path: Path, content: dict[str, Any], indent: int | None = None) 
     Args:
         path: Named by the record's id.
         content: Plain JSON types, "id" among them.
-        indent: As `json.dumps` takes it.
+        indent: Number of spaces, or None for one line, as for `json.dumps`.
     """
-    # As it will be read: tuples are lists by then, and keys are text.
+    # The checksum is of what will be read, where tuples are lists and keys are text.
     content = json.loads(json.dumps(content))
     remove_remains(path)
     text = json.dumps({"checksum": checksum(content)} | content, indent=indent)
@@ -221,7 +221,7 @@ def load_records(directory: Path, parse: Callable[[dict[str, Any]], AnyRecord]) 
 
     Args:
         directory: Folder of the files; there are no records if it does not exist.
-        parse: As in `load_record`.
+        parse: See `load_record`.
 
     Raises:
         ValueError: See `load_record`; the file is named.
