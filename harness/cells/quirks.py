@@ -2,7 +2,7 @@
 
 Users could not reproduce the paper's numbers with the code that is said to have made them. Each
 quirk is what that code does and the paper does not say; the ``clean`` protocol has none.
-Torch-free: `running.quirk_effects`, `running.batches` and `tasks.encoding` make a cell behave so.
+Torch-free: `harness.run` and `tasks.encoding` make a cell behave so.
 """
 
 from __future__ import annotations

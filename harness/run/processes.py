@@ -1,4 +1,4 @@
-"""Several processes that train a cell together, as ``torchrun`` or ``accelerate launch`` start them.
+"""Several processes that train a cell together, as torchrun or ``accelerate launch`` start them.
 
 How a training step is divided and gradients are added up is accelerate's (DDP), through the
 Trainer. Here is what accelerate leaves open:
@@ -26,7 +26,7 @@ import os
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -41,10 +41,11 @@ logger = logging.getLogger(__name__)
 #: How long the processes wait for each other in a training, at most.
 TIMEOUT = timedelta(minutes=30)
 
-#: Variables of torchrun that tell libraries that there are several processes.
+#: Variables of a launcher that tell libraries that there are several processes.
 _LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
-_POLL_SECONDS = 0.05
+#: What the first process says when there is nothing more to train.
+_END = "end"
 
 
 class ProcessLost(Exception):
@@ -88,10 +89,10 @@ def rank() -> int:
 
 
 def check_training(train: TrainSettings, device: str) -> None:
-    """Refuse a training whose steps do not divide into equal parts, or processes without a device.
+    """Refuse steps that do not divide into equal parts, and processes without a device.
 
     Raises:
-        ValueError: It is one of these.
+        ValueError: There are such.
     """
     rows = train.micro_batch_size
     if train.accumulation % _state.count and rows % _state.count:
@@ -160,14 +161,13 @@ def _join() -> None:
 
     with _reached():
         _state.store, _state.rank, _state.count = next(iter(rendezvous("env://")))
-    _state.environment = {
-        name: value for name in _LAUNCHED if (value := os.environ.pop(name, None)) is not None
-    }
-    # Otherwise accelerate sets the number of threads.
-    _state.environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    launched = {name: os.environ.pop(name, None) for name in _LAUNCHED}
+    # accelerate chooses a number of threads where this is not set.
+    launched["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    _state.environment = {name: value for name, value in launched.items() if value is not None}
     if torch.cuda.is_available():
         torch.cuda.set_device(int(_state.environment.get("LOCAL_RANK", 0)))
-        # An exchange that takes too long raises an exception then, and does not end the process.
+        # Have an exchange that takes too long raise an exception, not end the process.
         os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
 
 
@@ -191,9 +191,8 @@ def _check_accelerate() -> None:
 
 def _dismiss() -> None:
     """Tell the others that there is nothing more to train, and wait until they know."""
-    if _state.rank == 0:
-        _call("end")
-    _wait_for_all("end")
+    _call(_END)
+    _wait_for_all(_END)
 
 
 def follow(train: Callable[[Any], object]) -> None:
@@ -207,7 +206,7 @@ def follow(train: Callable[[Any], object]) -> None:
     """
     from .memory import release_memory
 
-    while _next_call() == "train":
+    while _next_call() != _END:
         try:
             with together(None) as job:
                 train(job)
@@ -236,53 +235,51 @@ def together(job: Any) -> Iterator[Any]:
     if _state.count == 1:
         yield job
         return
-    if _state.rank == 0:
-        _call("train")
+    from torch import distributed
+
+    _call("train")
     _state.trainings += 1
-    name = f"training {_state.trainings}"
-    raised: Exception | None = None
+    training = f"training {_state.trainings}"
+    store = distributed.PrefixStore(training, _state.store)
+    raised: BaseException | None = None
     try:
-        with _group(name):
+        with _group(store):
             try:
-                yield _from_first(job)
+                jobs = [job]
+                distributed.broadcast_object_list(jobs)
+                yield jobs[0]
             except BaseException as error:
                 if isinstance(error, Exception):
-                    # The first report that is written counts: what it breaks in others is later.
-                    with _reached():
-                        _state.store.compare_set(
-                            f"{name} failed", "", pickle.dumps(_Report.of(error))
-                        )
-                _clear_frames(error)
+                    # The first reason that is written counts: those that it causes come later.
+                    store.compare_set("reason", "", _reason(error))
+                # DDP must be gone before its group is, and frames of the exception have it.
+                each: BaseException | None = error
+                while each is not None:
+                    traceback.clear_frames(each.__traceback__)
+                    each = each.__cause__ or each.__context__
                 raise
-    except ProcessLost:
-        raise
     except Exception as error:
         raised = error
-    _wait_for_all(name)
+    _wait_for_all(training)
     with _reached():
-        failed = _state.store.check([f"{name} failed"])
-        report = pickle.loads(_state.store.get(f"{name} failed")) if failed else None
-    if report is not None and report.rank != _state.rank:
-        raise report.as_error()
+        reason = pickle.loads(store.get("reason")) if store.check(["reason"]) else None
+    if reason is not None and reason[0] != _state.rank:
+        raise _told(*reason)
     if raised is not None:
         raise raised
 
 
 @contextmanager
-def _group(name: str) -> Iterator[None]:
+def _group(store: Any) -> Iterator[None]:
     """A group of all processes that is torch's default, and accelerate's, while the block lasts."""
     import torch
     from accelerate.state import AcceleratorState
     from torch import distributed
 
-    with _reached():
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-            store=distributed.PrefixStore(name, _state.store),
-            rank=_state.rank,
-            world_size=_state.count,
-            timeout=TIMEOUT,
-        )
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(
+        backend, store=store, rank=_state.rank, world_size=_state.count, timeout=TIMEOUT
+    )
     os.environ.update(_state.environment)
     try:
         yield
@@ -294,60 +291,39 @@ def _group(name: str) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _clear_frames(error: BaseException) -> None:
-    """Let go what the frames of an exception hold: DDP must be gone before its group is."""
-    next_one: BaseException | None = error
-    while next_one is not None:
-        traceback.clear_frames(next_one.__traceback__)
-        next_one = next_one.__cause__ or next_one.__context__
-
-
-def _from_first(value: Any) -> Any:
-    from torch import distributed
-
-    values = [value]
-    distributed.broadcast_object_list(values)
-    return values[0]
-
-
-@dataclass(frozen=True)
-class _Report:
-    """An exception as it is told to the others, which may not be able to unpickle it."""
-
-    rank: int
-    kind: str
-    said: str
-    trace: str
-
-    @classmethod
-    def of(cls, error: Exception) -> _Report:
-        trace = "".join(traceback.format_exception(error))
-        return cls(_state.rank, type(error).__name__, first_line(error), trace)
-
-    def as_error(self) -> Exception:
-        # Imported here, because it loads torch.
-        from .memory import BatchTooLarge
-
-        where = f"in process {self.rank + 1} of {_state.count}"
-        for kind in (BatchTooLarge, OutOfMemory):
-            if self.kind == kind.__name__:
-                return kind(f"{self.said} ({where})\n{self.trace}")
-        return OtherProcessFailed(f"{self.kind}: {self.said} ({where})\n{self.trace}")
-
-
 def _call(what: str) -> None:
-    """Tell the other processes what to do next, in the first process: "train" or "end"."""
-    with _reached():
-        _state.store.set(f"call {_state.trainings + 1}", what)
+    """Say what to do next, in the first process."""
+    if _state.rank == 0:
+        with _reached():
+            _state.store.set(f"call {_state.trainings + 1}", what)
 
 
 def _next_call() -> str:
     """What the first process says next, in the others. It may say nothing for hours."""
     key = f"call {_state.trainings + 1}"
     with _reached():
+        # Not by the store's own way to wait, which a signal does not interrupt.
         while not _state.store.check([key]):
-            time.sleep(_POLL_SECONDS)
+            time.sleep(0.05)
         return _state.store.get(key).decode()
+
+
+def _reason(error: Exception) -> bytes:
+    """An exception as it is told to the others, which may not be able to unpickle it."""
+    trace = "".join(traceback.format_exception(error))
+    return pickle.dumps((_state.rank, type(error).__name__, first_line(error), trace))
+
+
+def _told(rank: int, kind: str, said: str, trace: str) -> Exception:
+    """The exception of another process, of the kinds that something is done about."""
+    # Imported here, because it loads torch.
+    from .memory import BatchTooLarge
+
+    text = f"{said} (in process {rank + 1} of {_state.count})\n{trace}"
+    for known in (BatchTooLarge, OutOfMemory):
+        if kind == known.__name__:
+            return known(text)
+    return OtherProcessFailed(f"{kind}: {text}")
 
 
 def _wait_for_all(what: str) -> None:
@@ -356,14 +332,10 @@ def _wait_for_all(what: str) -> None:
     Raises:
         ProcessLost: One is not, after `TIMEOUT`.
     """
-    ranks: Sequence[str] = [f"{what} over for {rank}" for rank in range(_state.count)]
-    deadline = time.monotonic() + TIMEOUT.total_seconds()
+    keys = [f"{what} is over in process {number}" for number in range(_state.count)]
     with _reached():
-        _state.store.set(ranks[_state.rank], "")
-        while not _state.store.check(ranks):
-            if time.monotonic() > deadline:
-                raise ProcessLost(f"a process has not answered for {TIMEOUT}")
-            time.sleep(_POLL_SECONDS)
+        _state.store.set(keys[_state.rank], "")
+        _state.store.wait(keys, TIMEOUT)
 
 
 @contextmanager

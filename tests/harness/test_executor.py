@@ -82,6 +82,32 @@ def test_a_failure_costs_its_own_cell_only(ran: list[RunSpec], tmp_path: Path) -
     assert len(list((tmp_path / "records").iterdir())) == 2
 
 
+def test_inputs_are_loaded_once(
+    ran: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell's, whether it fails or not, and the rows of a split for all cells together."""
+    cells_loaded: list[RunSpec] = []
+    splits_loaded: list[tuple[str, str]] = []
+    ours = loader()
+    load, load_split = ours.load, ours.source.load
+
+    def counted(spec: RunSpec) -> Any:
+        cells_loaded.append(spec)
+        return load(spec)
+
+    def counted_split(task: Any, split: str, *rest: Any) -> Any:
+        splits_loaded.append((task.name, split))
+        return load_split(task, split, *rest)
+
+    monkeypatch.setattr(ours, "load", counted)
+    monkeypatch.setattr(ours.source, "load", counted_split)
+    wanted = cells(methods=["base", "lora", "dora", "mixlora"], limit_train=40)
+    outcome = execute(wanted, ours, RecordStore(tmp_path), fresh=False)
+    assert [spec.method for spec in outcome.failed] == ["dora"]
+    assert cells_loaded == wanted
+    assert sorted(splits_loaded) == [("piqa", "train"), ("piqa", "validation")]
+
+
 def test_logs_of_cells_of_one_title_are_two(ran: list[RunSpec], tmp_path: Path) -> None:
     for limit in (3, 4):  # no part of the title
         execute(cells(methods=["dora"], limit_train=limit), loader(), RecordStore(tmp_path), False)
