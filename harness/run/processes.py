@@ -240,7 +240,7 @@ def together(job: Any) -> Iterator[Any]:
     _call("train")
     _state.trainings += 1
     training = f"training {_state.trainings}"
-    store = distributed.PrefixStore(training, _state.store)
+    store: Any = distributed.PrefixStore(training, _state.store)
     raised: BaseException | None = None
     try:
         with _group(store):

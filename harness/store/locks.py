@@ -1,10 +1,10 @@
 """Which process runs what: locks under the output directory that end with their process.
 
 They are the kernel's locks (flock): when a process is killed, or its machine switched off, its
-locks are free at once, and only their empty files stay. On NFS they hold for all machines, unless it is
-mounted with ``nolock`` or ``local_lock``: then two machines may run the same cell, and the later
-record replaces an equal one. On a file system without such locks, the library `filelock` uses files
-with the process's number in them.
+locks are free at once, and only their empty files stay. On NFS they hold for all machines, unless
+it is mounted with ``nolock`` or ``local_lock``: then two machines may run the same cell, and the
+later record replaces an equal one. On a file system without such locks, the library `filelock` uses
+files with the process's number in them.
 """
 
 from __future__ import annotations
