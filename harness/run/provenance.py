@@ -44,7 +44,7 @@ def collect(device: str, device_name: str, num_threads: int) -> dict[str, Any]:
             "cpu_count": os.cpu_count(),
             "num_threads": num_threads,
             "platform": f"{platform.system()} {platform.machine()}",
-            # Rounding depends on it too, and the dropout masks.
+            # Rounding and the dropout masks depend on it.
             **({"processes": processes.count()} if processes.count() > 1 else {}),
         },
     }

@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.run.checkpoint import Checkpoint
-from harness.store.failures import Failure, FailureStore
 from harness.store.files import checksum
-from harness.store.records import RecordStore, RunRecord
+from harness.store.records import Failure, FailureStore, RecordStore, RunRecord
 from reproduce import main
 from tests.harness.builders import make_record, make_request, make_spec
 

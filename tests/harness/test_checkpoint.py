@@ -203,7 +203,7 @@ def test_a_killed_cell_has_the_record_it_would_have_had(
         run(tmp_path / "killed", packed, every=3)
     assert len(list(folder.iterdir())) == 1
     # The next kill is between a training and its scores.
-    monkeypatch.setattr("harness.run.scored.score", kill)
+    monkeypatch.setattr("harness.run.scoring.score", kill)
     with pytest.raises(Killed):
         run(tmp_path / "killed", packed, every=3)
     monkeypatch.undo()

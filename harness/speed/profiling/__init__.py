@@ -8,7 +8,7 @@
                 with profile.phase("backward"):
                     loss.backward()
     report = profile.report()
-    report.latency["forward"].median  # microseconds per token
+    report.latency["forward"].seconds  # of every counted run
     report.memory["nvml_device"].peak_bytes  # or None, and then .reason says why
 
 `call_in_fresh_process` gives a measurement a process, and so a memory peak, of its own.
