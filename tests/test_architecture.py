@@ -15,10 +15,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Part -> all libraries that it may import. The wheel holds `mixlora` alone and requires torch,
-#: transformers and peft; lm-eval and datasets come with the extra of its command for lm-eval.
+#: Part -> all libraries that it may import. The wheel holds `mixlora` alone; gguf, lm-eval and
+#: datasets come with extras, the others are requirements.
 LIBRARIES = {
-    "mixlora": {"torch", "transformers", "peft", "lm_eval", "datasets"},
+    "mixlora": {"torch", "transformers", "peft", "lm_eval", "datasets"}
+    | {"filelock", "gguf", "huggingface_hub", "numpy", "safetensors", "tqdm"},
     "baselines": {"peft"},
 }
 #: Importing these takes seconds, or needs a working GPU driver.
@@ -27,7 +28,7 @@ HEAVY = ("torch", "transformers", "peft", "datasets")
 LIGHT = (
     *("tasks.data", "tasks.encoding", "tasks.prompts", "tasks.sources"),
     *("harness.cells.presets", "harness.models.shapes", "harness.models.weights"),
-    *("harness.store.records", "harness.tables.show.accuracy", "harness.tables.numbers.comparison"),
+    *("harness.store.records", "harness.show.accuracy", "harness.numbers.comparison"),
     *("harness.tables.main", "harness.tables.efficiency", "harness.tables.scaling"),
     *("tasks", "harness.tables", "reproduce"),
 )

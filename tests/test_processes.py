@@ -37,7 +37,7 @@ class Grid:
     def start(
         self, mode: str = "run", *arguments: str, prepare: Callable[[], None] | None = None
     ) -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "tests.harness.stand_in", str(self.log), mode]
+        line = [sys.executable, "-m", "tests.results.stand_in", str(self.log), mode]
         line += [*GRID, "--output", str(self.output), *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(

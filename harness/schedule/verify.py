@@ -6,7 +6,6 @@ import dataclasses
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
@@ -15,25 +14,11 @@ from ..cells.packing import Pack, make_packs
 from ..cells.spec import RunOptions, RunSpec, cell_id
 from ..messages import first_line
 from ..run.inputs import InputLoader
+from ..store.outcome import Verified
 from ..store.records import RecordStore, RunRecord
 
 # What of a record is no result; the id follows from the spec, and that from --auto-batch.
 _NO_RESULTS = ("id", "spec", "seconds", "provenance")
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What running a stored cell again has given.
-
-    Attributes:
-        record: The stored one.
-        differences: "where: stored -> now", or how it failed; empty if the results are equal.
-        made_otherwise: Differences in versions, hardware and code, which can explain others.
-    """
-
-    record: RunRecord
-    differences: list[str]
-    made_otherwise: list[str]
 
 
 def verify(

@@ -14,8 +14,8 @@ from typing import Any
 from harness.cells.spec import RunOptions
 from harness.options import General, Option, options_of
 from harness.request import Request
+from harness.show.data import COMPUTED, Block, Cell, TableData, number
 from harness.tables import Plan, get_table
-from harness.tables.show.data import COMPUTED, Block, Cell, TableData, number
 
 #: What costs nothing comes first.
 TABLES = (

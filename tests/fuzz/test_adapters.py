@@ -181,7 +181,9 @@ def test_the_authors_settings(base: Any, folder: Path, data: Any) -> None:
             changed = {""}
             content = data.draw(damaged(content))
         readable = put_in_place(data.draw, file, content)
-    ended = run("adapters", lambda: authors_format.load(folder, copy.deepcopy(base)), names=[str(folder)])
+    ended = run(
+        "adapters", lambda: authors_format.load(folder, copy.deepcopy(base)), names=[str(folder)]
+    )
     if data is None:
         assert f"more than {LARGEST_CONFIG:,} bytes" in ended.refusal
         return

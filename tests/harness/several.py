@@ -1,6 +1,6 @@
 """What test_distributed runs in one process and in two: cells with all that they exchange.
 
-    WORLD_SIZE=2 RANK=0 MASTER_ADDR=... python -m tests.harness.several FOLDER
+    WORLD_SIZE=2 RANK=0 MASTER_ADDR=... python -m tests.results.several FOLDER
 
 The first process writes FOLDER/results.json: per case the losses of every step, the counts of its
 experts, or how it failed. What only one of two processes does wrong, it does by its rank.

@@ -1,6 +1,6 @@
 """reproduce.py with cells that take a moment and no torch, for tests of processes and signals.
 
-    python -m tests.harness.stand_in LOG MODE [arguments of reproduce.py]
+    python -m tests.results.stand_in LOG MODE [arguments of reproduce.py]
 
 Every cell that is begun appends its title to the file LOG. MODE is "run", or "hang" (the first cell
 does not end), "stop" (each cell sends its process SIGTERM while its record is written), "oom" and

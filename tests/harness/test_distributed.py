@@ -65,7 +65,7 @@ def start_two(*arguments: str) -> None:
 
 def in_two(folder: Path) -> Cases:
     """The cases of `several` in two processes."""
-    start_two("-m", "tests.harness.several", str(folder))
+    start_two("-m", "tests.results.several", str(folder))
     return json.loads((folder / "results.json").read_text())
 
 
