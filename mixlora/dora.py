@@ -1,5 +1,7 @@
-"""DoRA's norms without forming the adapted weights: for the experts, and for PEFT's layers beside
-them in attention.
+"""DoRA's norms without forming the adapted weights, for the experts and for attention's layers.
+
+DoRA (arXiv 2402.09353) scales every row i of an adapted weight W + s B A by m_i / ||(W + s B A)_i||
+with a trained magnitude m. The norm is a constant to the gradient (section 4.3 there).
 
 Shape legend: E experts, r rank, I in_features, O out_features.
 """
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 
 def frozen_weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
-    """W (O, I) of a frozen projection in a dtype, dequantised if need be."""
+    """W (O, I) of a frozen projection in a dtype; a quantised weight is dequantised."""
     # PEFT's helper looks at the weight's class in a way that torch.compile cannot follow.
     weight: Any = linear.weight
     if type(linear) is not nn.Linear:
@@ -25,64 +27,81 @@ def frozen_weight(linear: nn.Module, dtype: torch.dtype) -> Tensor:
 
 
 class DoraNorms:
-    """||W + s B_e A_e|| of each expert e and output row, for one projection of one adapter.
+    """Computes ||W + s B_e A_e|| of each expert e and row, for one projection of one adapter.
 
     For row i, ``||W_i + s B_i A||^2 = ||W_i||^2 + 2 s (W A^T)_i . B_i + s^2 B_i (A A^T) B_i^T``.
-    The first term does not change while W is frozen, and is kept.
+    The first term does not change while W is frozen, so it is stored between calls.
     """
 
     def __init__(self) -> None:
-        self._frozen: tuple[Tensor, int, int, Tensor] | None = None
-        self._norms: Tensor | None = None
+        #: The weight, its address and version when the term was computed, and the term ||W_i||^2.
+        self._frozen_term: tuple[Tensor, int, int, Tensor] | None = None
+        self._cached_norms: Tensor | None = None
 
     @torch.no_grad()
-    def of(
+    def compute(
         self, linear: nn.Module, lora_A: Tensor, lora_B: Tensor, scaling: float, training: bool
     ) -> Tensor:
-        """(E, O), a constant to the gradient (DoRA, arXiv 2402.09353 section 4.3).
+        """The norms (E, O), without a gradient.
 
         Args:
             linear: The frozen projection.
             lora_A: (E, r, I).
             lora_B: (E, r, O).
             scaling: s.
-            training: Outside training and inside PEFT's `DoraCaching`, which says that adapters do
-                not change, the norms of last time are returned.
+            training: Whether the adapters may be changing. If not, the norms of the last call are
+                returned inside PEFT's `DoraCaching`, which promises that adapters do not change.
         """
         if torch.compiler.is_compiling():
             weight = frozen_weight(linear, lora_A.dtype)
             return _norms(_squared_rows(weight), weight, lora_A, lora_B, scaling)
-        keep = dora.ENABLE_DORA_CACHING and not training
-        if keep and self._norms is not None:
-            return self._norms
+        use_cache = dora.ENABLE_DORA_CACHING and not training
+        if use_cache and self._cached_norms is not None:
+            return self._cached_norms
         weight = frozen_weight(linear, lora_A.dtype)
         source: Any = linear.weight
-        norms = _norms(self._frozen_term(source, weight), weight, lora_A, lora_B, scaling)
-        self._norms = norms if keep else None
+        norms = _norms(self._squared_weight_rows(source, weight), weight, lora_A, lora_B, scaling)
+        self._cached_norms = norms if use_cache else None
         return norms
 
-    def _frozen_term(self, source: Tensor, weight: Tensor) -> Tensor:
-        if source.is_inference():  # such tensors have no version
+    def _squared_weight_rows(self, source: Tensor, weight: Tensor) -> Tensor:
+        """||W_i||^2 (O,) of a weight that is stored as source, computed when that has changed."""
+        if source.is_inference():  # such tensors have no version, so a change would go unnoticed
             return _squared_rows(weight)
-        frozen, address, version = self._frozen, source.data_ptr(), source._version
+        stored, address, version = self._frozen_term, source.data_ptr(), source._version
         if (
-            frozen is None
-            or frozen[0] is not source
-            or frozen[1:3] != (address, version)
-            or frozen[3].dtype != weight.dtype
+            stored is None
+            or stored[0] is not source
+            or stored[1:3] != (address, version)
+            or stored[3].dtype != weight.dtype
         ):
-            frozen = (source, address, version, _squared_rows(weight))
-            self._frozen = frozen
-        return frozen[3]
+            stored = (source, address, version, _squared_rows(weight))
+            self._frozen_term = stored
+        return stored[3]
+
+
+def new_magnitude(linear: nn.Module, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
+    """The DoRA magnitude (E, O) with which every expert acts as the LoRA expert it starts from.
+
+    Args:
+        linear: The frozen projection.
+        lora_A: (E, r, I).
+        lora_B: (E, r, O).
+        scaling: s.
+    """
+    norms = DoraNorms().compute(linear, lora_A.detach(), lora_B.detach(), scaling, training=True)
+    # The inverse of the scale that a magnitude of 1 gives. It rounds otherwise than the norms
+    # themselves, and the stored runs started from it.
+    return norms.reciprocal().reciprocal()
 
 
 class LeanDoraLayer(dora.DoraLinearLayer):
-    """PEFT's DoRA of one linear layer, at LoRA's cost: the same result and parameter.
+    """PEFT's DoRA of one linear layer at LoRA's cost, with the same result and parameter.
 
-    PEFT forms B A by sending an identity matrix through both, and W + s B A, at every call.
+    PEFT's own layer forms B A and W + s B A at every call.
 
     Args:
-        original: The layer whose place it takes.
+        original: The layer that this one replaces.
     """
 
     def __init__(self, original: dora.DoraLinearLayer) -> None:
@@ -101,9 +120,9 @@ class LeanDoraLayer(dora.DoraLinearLayer):
         base_result: Tensor | None = None,
         adapter_name: str = "default",
     ) -> Tensor:
-        """What to add to the frozen layer's output, (..., O); arguments as PEFT passes them."""
+        """What to add to the frozen layer's output, (..., O); PEFT passes the arguments."""
         A, B = lora_A.weight.unsqueeze(0), lora_B.weight.T.unsqueeze(0)
-        norm = self.norms.of(base_layer, A, B, scaling, self.training).squeeze(0)
+        norm = self.norms.compute(base_layer, A, B, scaling, self.training).squeeze(0)
         if base_result is None:
             base_result = F.linear(x, frozen_weight(base_layer, x.dtype))
         elif base_layer.bias is not None:

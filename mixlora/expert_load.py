@@ -1,4 +1,4 @@
-"""Counts which experts the tokens go to; nothing is slower where it is not asked for."""
+"""`ExpertLoad`: counts the tokens that each expert is sent, at no cost where it is not used."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .aux_loss import token_mask
 from .layer import MixLoraFfn
-from .packed import PACKING
+from .losses import token_mask
 from .router import Routing
 
 
 class ExpertLoad:
-    """While its block lasts, every forward of a model adds to the counts.
+    """Counts the tokens of each expert in every forward of a model inside a ``with`` block.
 
         with ExpertLoad(model) as load:
             model(**batch)
-        shares = load.counts["default"] / load.counts["default"].sum(dim=1, keepdim=True)
+        fractions = load.counts["default"] / load.counts["default"].sum(dim=1, keepdim=True)
 
-    A token counts once for each expert that it goes to. Padding, by the attention mask, does not
-    count, and gradient checkpointing's second forward as little.
+    A token counts once for each expert that it is sent to. Padding, as the attention mask has it,
+    does not count, nor do the tokens of gradient checkpointing's second forward.
 
     Args:
         model: A model with MixLoRA adapters, in PEFT's wrapping or not.
 
     Attributes:
-        counts: Adapter -> (layers, E) int64 on the CPU; empty before the first forward.
+        counts: Adapter name -> (layers, E) int64 on the CPU; empty before the first forward.
 
     Raises:
         ValueError: The model has no MixLoRA block.
@@ -47,9 +46,9 @@ class ExpertLoad:
         self._stack = ExitStack()
 
     def take(self) -> dict[str, Tensor]:
-        """The counts so far, which start again from nothing."""
-        taken, self.counts = self.counts, {}
-        return taken
+        """Return the counts so far, and start again from nothing."""
+        counts, self.counts = self.counts, {}
+        return counts
 
     def __enter__(self) -> ExpertLoad:
         names = tuple(inspect.signature(self._model.forward).parameters)
@@ -86,23 +85,22 @@ class ExpertLoad:
     ) -> None:
         if self._arguments is None:  # a checkpointed layer's second run
             return
-        selected, num_experts = routing.selected, routing.logits.shape[1]
+        selected, num_experts = routing.selected_experts, routing.router_logits.shape[1]
+        sent = routing.selection_mask
         mask = token_mask(self._mask(adapter_name), len(selected))
         if mask is not None:
-            selected = selected[mask.to(selected.device)]
-        if routing.taken is not None:
-            taken = routing.taken if mask is None else routing.taken[mask.to(selected.device)]
-            selected = selected[taken]
-        found = torch.bincount(selected.flatten(), minlength=num_experts).cpu()
+            mask = mask.to(selected.device)
+            selected, sent = selected[mask], None if sent is None else sent[mask]
+        if sent is not None:
+            selected = selected[sent]
+        counts = torch.bincount(selected.flatten(), minlength=num_experts).cpu()
         if adapter_name not in self.counts:
             shape = (len(self._blocks), num_experts)
             self.counts[adapter_name] = torch.zeros(shape, dtype=torch.int64)
-        self.counts[adapter_name][layer] += found
+        self.counts[adapter_name][layer] += counts
 
     def _mask(self, adapter_name: str) -> Tensor | None:
         """The attention mask of an adapter's rows."""
         mask = (self._arguments or {}).get("attention_mask")
-        packing = getattr(self._model, PACKING, None)
-        if packing is None or mask is None:
-            return mask
-        return packing.split(mask)[packing.names.index(adapter_name)]
+        packing = self._blocks[0].context.packing
+        return mask if packing is None or mask is None else packing.rows_of(adapter_name, mask)

@@ -6,32 +6,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft import PeftConfig, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, get_peft_model_state_dict
 from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import EMBEDDING_LAYER_NAMES
 from torch import Tensor, nn
 
-from .aux_loss import install_aux_loss
+from .checks import check_fit
 from .config import MixLoraConfig
 from .dora import LeanDoraLayer
-from .ffn import FFN_MODULE, get_family
+from .families import FFN_MODULE, get_family, split_targets
 from .layer import MixLoraFfn
-from .packed import BASE, Packing, packed
+from .losses import AuxiliaryLoss
+from .packing import BASE, Packing, packed
 from .quantised import prepare_quantised
-from .state_dict import check_fit
 
 #: What a `PeftModel` puts before the keys of the model that it wraps.
 _WRAPPING = "base_model.model."
-#: Ends of the keys of what PEFT saves along when a vocabulary was resized.
+#: Ends of the keys under which PEFT saves resized embeddings.
 _EMBEDDINGS = tuple(f"{name}.weight" for name in EMBEDDING_LAYER_NAMES)
 
 
 class MixLoraModel(LoraModel):
     """The tuner behind ``get_peft_model(model, MixLoraConfig(...))``.
 
-    A `LoraModel` because MixLoRA's attention adapters are PEFT's own LoRA (or DoRA) layers, with
-    everything PEFT knows about quantised and sharded linear layers; only the FFN is ours.
+    It is a `LoraModel` because MixLoRA's attention adapters are PEFT's own LoRA (or DoRA) layers,
+    with everything PEFT knows about quantised and sharded linear layers; only the FFN is ours.
+
+    Attributes:
+        context: `ForwardContext` that the blocks, the auxiliary loss and packed batches share.
     """
 
     prefix: str = "lora_"
@@ -39,7 +42,10 @@ class MixLoraModel(LoraModel):
     tuner_layer_cls: Any = BaseTunerLayer
 
     def _post_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        install_aux_loss(model)
+        self.context = AuxiliaryLoss.install(model)
+        for module in model.modules():
+            if isinstance(module, MixLoraFfn):
+                module.context = self.context
         prepare_quantised(model)
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
@@ -48,7 +54,7 @@ class MixLoraModel(LoraModel):
     def _prepare_adapter_config(
         self, peft_config: Any, model_config: dict[str, Any]
     ) -> MixLoraConfig:
-        """Resolve target_modules against the model's family.
+        """Resolve target_modules with the projections that the model's family has.
 
         Raises:
             ValueError: Unknown family, unknown projection name, or no FFN projection targeted.
@@ -61,7 +67,7 @@ class MixLoraModel(LoraModel):
         unknown = sorted(set(peft_config.target_modules) - set(available))
         if unknown:
             raise ValueError(f"target_modules={unknown}: {model_type} has {', '.join(available)}")
-        if not peft_config.ffn_targets:
+        if not split_targets(peft_config.target_modules)[1]:
             raise ValueError(
                 f"target_modules={sorted(peft_config.target_modules)}: expected at least one of "
                 f"{', '.join(family.layout.projections)}; for attention alone use LoraConfig"
@@ -70,7 +76,7 @@ class MixLoraModel(LoraModel):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """What `PeftModel` enters around a forward: makes way for ``adapter_names``.
+        """Pack the batch while a forward with ``adapter_names`` runs; `PeftModel` enters this.
 
         Raises:
             ValueError: A name is not an adapter's.
@@ -86,16 +92,17 @@ class MixLoraModel(LoraModel):
         # Beam search repeats each row.
         beams = kwargs.get("num_beams") or 1
         packing = Packing([name for name in adapter_names for _ in range(beams)])
-        with packed(self.model, packing, MixLoraFfn):
+        with packed(self.model, self.context, packing):
             yield
 
     @staticmethod
     def _check_target_module_exists(peft_config: Any, key: str) -> bool:
         parent, _, name = key.rpartition(".")
-        # Attention lives beside the FFN, never inside it: with several adapters the blocks hold
-        # submodules of their own.
+        # Attention lives beside the FFN, never inside it. The blocks' own submodules, which are
+        # there once a first adapter is, are no targets.
+        attention_targets, _ = split_targets(peft_config.target_modules)
         return name == FFN_MODULE or (
-            name in peft_config.attention_targets and FFN_MODULE not in parent.split(".")
+            name in attention_targets and FFN_MODULE not in parent.split(".")
         )
 
     def _create_and_replace(
@@ -109,7 +116,7 @@ class MixLoraModel(LoraModel):
         parameter_name: str | None = None,
     ) -> None:
         if target_name != FFN_MODULE:
-            attention = peft_config.attention_config()
+            attention = _attention_config(peft_config)
             super()._create_and_replace(
                 attention, adapter_name, target, target_name, parent, current_key
             )
@@ -129,7 +136,7 @@ class MixLoraModel(LoraModel):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """What PEFT hands a checkpoint to before loading it: what does not fit is refused.
+        """Refuse a checkpoint that does not fit; PEFT calls this before it loads one.
 
         PEFT passes over missing and unknown keys, and a part that was never loaded then runs, or is
         trained, as it was initialised.
@@ -150,7 +157,7 @@ class MixLoraModel(LoraModel):
     def _check_merge_allowed(self) -> None:
         raise ValueError(
             "MixLoRA cannot be merged: the experts that run are chosen per token; "
-            "unload() drops the adapter"
+            "mixlora.export(model, DIR) writes a mixture of experts, unload() drops the adapter"
         )
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
@@ -160,3 +167,16 @@ class MixLoraModel(LoraModel):
             ValueError: Always.
         """
         raise ValueError("MixLoRA adapters cannot be combined into a weighted adapter")
+
+
+def _attention_config(config: MixLoraConfig) -> LoraConfig:
+    """The attention projections' `LoraConfig`: same rank, scale, dropout and DoRA switch."""
+    return LoraConfig(
+        r=config.r,
+        lora_alpha=config.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=config.lora_dropout,
+        use_dora=config.use_dora,
+        init_lora_weights=config.init_lora_weights,
+        target_modules=sorted(split_targets(config.target_modules)[0]),
+        inference_mode=config.inference_mode,
+    )

@@ -1,4 +1,4 @@
-"""Makes bitsandbytes' frozen layers fit for training under adapters, on a CPU as on a GPU."""
+"""Prepares the frozen layers of bitsandbytes for training under adapters, on a CPU as on a GPU."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import nn
 
 
 def prepare_quantised(model: nn.Module) -> None:
-    """Change the bitsandbytes layers of a model, if it has any; the numbers stay as they are.
+    """Change how the bitsandbytes layers of a model behave, if it has any, but not its weights.
 
     - A 4-bit layer that runs in evaluation mode on a CPU with AVX512-BF16 repacks its weights for
-      inference: it then computes in bfloat16, passes no gradient on and cannot be dequantised,
-      which DoRA needs. That is switched off.
-    - PEFT's dequantising of an 8-bit layer on a CPU loses its scales, so that the next forward
-      fails. They are put back.
+      inference: from then on it computes in bfloat16, passes no gradient on and cannot be
+      dequantised, which DoRA needs. The repacking is switched off.
+    - When PEFT dequantises an 8-bit layer on a CPU, the layer loses its scales and its next forward
+      fails. A hook puts them back.
 
     Raises:
-        ValueError: A layer's weights are repacked already.
+        ValueError: A layer's weights are already repacked.
     """
     for module in model.modules():
         if not type(module).__module__.startswith("bitsandbytes"):

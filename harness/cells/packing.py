@@ -1,6 +1,6 @@
 """Which cells are trained together, on one frozen base (``--packed``). Torch-free.
 
-Source: arXiv 2404.15159, Algorithm 1; `mixlora.packed` is how it is computed.
+Source: arXiv 2404.15159, Algorithm 1; `mixlora.packing` is how it is computed.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mixlora.effect import require_effect
-from mixlora.ffn import get_family
-from mixlora.magnitudes import reset_magnitudes
+from mixlora.checks import require_effect
+from mixlora.families import get_family
+from mixlora.layer import reset_magnitudes
 from mixlora.quantised import prepare_quantised
 from tasks.encoding import encode_training
 
@@ -92,7 +92,7 @@ def run_job(job: Job) -> Iterator[RunRecord]:
         OtherProcessFailed: Training failed in another process.
         OutOfMemory: Memory ran out.
         ProcessLost: Another process is gone.
-        mixlora.effect.NoEffectError: An adapter does nothing to the prompts.
+        mixlora.checks.NoEffectError: An adapter does nothing to the prompts.
         ValueError: Prompts and tokenizer do not fit the scoring.
     """
     tuned = _tuned_in_any_batch(job)

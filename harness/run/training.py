@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from mixlora.aux_loss import balanced_over
+from mixlora.losses import balanced_over
 
 from ..cells.spec import TrainSettings
 from . import processes

@@ -44,7 +44,7 @@ def run_on_ray(waiting: Sequence[Work], progress: Progress) -> Iterator[Settled]
         OutputError: A worker cannot write a result, or has not written it where this process looks.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ValueError("--executor ray: ray is not installed; pip install '.[ray]'")
+        raise ValueError("--executor ray: ray is not installed; pip install --group ray")
     import torch
 
     options = waiting[0].job.options

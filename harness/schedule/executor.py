@@ -9,13 +9,13 @@ import dataclasses
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 
 from ..cells.packing import make_packs
 from ..cells.spec import RAY, RunOptions, RunSpec
 from ..run.inputs import InputLoader, Job
 from ..store.files import remove
+from ..store.outcome import Outcome
 from ..store.records import AnyKept, Failure, FailureStore, RecordStore, RunRecord, Store
 from .cluster import run_on_ray
 from .progress import Progress
@@ -23,27 +23,6 @@ from .work import POLL_SECONDS, Settled, Work, settle
 
 #: Every cell is run alone, without checkpoints.
 DEFAULT_OPTIONS = RunOptions()
-
-
-@dataclass
-class Outcome:
-    """What became of the cells.
-
-    Attributes:
-        records: Of the cells that are done, by cell.
-        unavailable: Cells that cannot be run for want of data -> why, one line.
-        failed: Cells that failed -> how.
-        not_run: Cells of other shards that have no record.
-        computed: How many cells were run now, not found done.
-        skipped: "<task> <split>" -> rows left out of what the cells are run on.
-    """
-
-    records: dict[RunSpec, RunRecord] = field(default_factory=dict)
-    unavailable: dict[RunSpec, str] = field(default_factory=dict)
-    failed: dict[RunSpec, Failure] = field(default_factory=dict)
-    not_run: list[RunSpec] = field(default_factory=list)
-    computed: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def execute(

@@ -6,39 +6,19 @@ import dataclasses
 import logging
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from ..cells.packing import make_packs
 from ..cells.spec import RunOptions, RunSpec
 from ..messages import first_line
-from ..rendering.rendered import Rendered, bullets, table
 from ..run.inputs import InputLoader, Job
+from ..store.outcome import Verified
 from ..store.records import RecordStore, RunRecord
 
 logger = logging.getLogger(__name__)
 
-#: Most differences of a record that are shown.
-_SHOWN = 3
-
-#: Fields of a record that are no result.
+# Fields of a record that are no result; the id follows from the spec, and that from --auto-batch.
 _NO_RESULTS = ("id", "spec", "seconds", "provenance")
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What running a stored cell again has given.
-
-    Attributes:
-        record: The stored record.
-        differences: "where: stored -> now" for each, or how the cell failed; empty if the results
-            are equal.
-        made_otherwise: Differences in versions, hardware and code, which can explain the others.
-    """
-
-    record: RunRecord
-    differences: list[str]
-    made_otherwise: list[str]
 
 
 def verify(
@@ -117,50 +97,3 @@ def _differences(where: str, stored: Any, now: Any) -> Iterator[str]:
             yield from _differences(f"{where}[{index}]", *pair)
     elif stored != now:
         yield f"{where}: {stored!r} -> {now!r}"
-
-
-def render_verified(name: str, results: Sequence[Verified]) -> Rendered:
-    """The table of what was verified, in all its forms.
-
-    Args:
-        name: Name of the table that the cells belong to.
-        results: What `verify` returned.
-    """
-    differ = [result for result in results if result.differences]
-    rows = []
-    lines = []
-    for result in results:
-        title, differences = result.record.spec.title, "; ".join(_shown(result.differences))
-        rows.append(
-            {
-                "id": result.record.id,
-                "cell": title,
-                "same": not differences,
-                "differences": differences,
-                "made otherwise": "; ".join(_shown(result.made_otherwise)),
-            }
-        )
-        lines.append(
-            [title, result.record.id, f"differs: {differences}" if differences else "same"]
-        )
-    notes = [
-        "same: every prediction, loss and count equals the stored one, bit for bit",
-        *(
-            f"{row['cell']} was made otherwise: {row['made otherwise']}"
-            for row in rows
-            if row["made otherwise"]
-        ),
-    ]
-    parts = [
-        f"# Verified: {len(results) - len(differ)} of {len(results)} stored cells give the same",
-        table(["cell", "record", "run again"], lines),
-        bullets(notes),
-    ]
-    facts = {"table": name, "verified": len(results), "differ": len(differ)}
-    markdown = "\n\n".join(parts) + "\n"
-    return Rendered(f"verify-{name}", markdown, rows, facts, failed=len(differ))
-
-
-def _shown(differences: Sequence[str]) -> list[str]:
-    more = len(differences) - _SHOWN
-    return [*differences[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mixlora.effect import NoEffectError
-from mixlora.shown import one_line, shown
+from mixlora.checks import NoEffectError
+from mixlora.messages import one_line, short_repr
 
 from .data import DataError
 
@@ -74,8 +74,8 @@ def prepare(arguments: Any) -> None:
         model_args = simple_parse_args_string(model_args)
     if not isinstance(model_args, dict):
         raise CommandError(
-            f"model_args={shown(model_args)}: expected name=value,name=value or, in the file of "
-            "--config, values by name"
+            f"model_args={short_repr(model_args)}: expected name=value,name=value or, in the file "
+            "of --config, values by name"
         )
     if wanted.get("model", "hf") in _HF and "peft" in model_args:
         arguments.model = "mixlora"

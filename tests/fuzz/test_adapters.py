@@ -18,11 +18,11 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from mixlora import MixLoraConfig, upstream
+from mixlora import MixLoraConfig, authors_format
 from mixlora.config import LARGEST_CONFIG
 from mixlora.lm_eval.model import AdapterError, load_adapter
 from tests.mixlora.models import make_model, randomise
-from tests.mixlora.test_upstream import SETTINGS, make_weights
+from tests.mixlora.test_authors_format import SETTINGS, make_weights
 
 from .cases import cases, run
 from .mutations import damaged, dumps, mutate, put_in_place
@@ -149,7 +149,7 @@ def test_the_authors_weights(base: Any, folder: Path, data: Any) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(SETTINGS))
     ended = run(
         "adapters",
-        lambda: upstream.load(folder, copy.deepcopy(base)),
+        lambda: authors_format.load(folder, copy.deepcopy(base)),
         names=[str(folder), "adapter_model.bin"],
     )
     assert not marker.exists()
@@ -160,7 +160,7 @@ def test_the_authors_weights(base: Any, folder: Path, data: Any) -> None:
         assert usable or key in ended.refusal or "more" in ended.refusal
     if ended.result is not None:
         # Damaged bytes that torch does not look at; its sums are for those that it does.
-        assert equal(dict(upstream._places(ended.result, "default")), weights) or new != raw
+        assert equal(dict(authors_format._places(ended.result, "default")), weights) or new != raw
 
 
 @cases(quick=40, torture=900)
@@ -181,7 +181,9 @@ def test_the_authors_settings(base: Any, folder: Path, data: Any) -> None:
             changed = {""}
             content = data.draw(damaged(content))
         readable = put_in_place(data.draw, file, content)
-    ended = run("adapters", lambda: upstream.load(folder, copy.deepcopy(base)), names=[str(folder)])
+    ended = run(
+        "adapters", lambda: authors_format.load(folder, copy.deepcopy(base)), names=[str(folder)]
+    )
     if data is None:
         assert f"more than {LARGEST_CONFIG:,} bytes" in ended.refusal
         return
@@ -200,7 +202,7 @@ def test_the_authors_settings(base: Any, folder: Path, data: Any) -> None:
         for name in ("r", "lora_alpha", "num_experts", "lora_dropout"):
             assert getattr(config, name) == said[name]
         assert config.top_k == said.get("top_k", 2)
-        assert equal(dict(upstream._places(ended.result, "default")), make_weights())
+        assert equal(dict(authors_format._places(ended.result, "default")), make_weights())
 
 
 @cases(quick=40, torture=1100)

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from harness.cells.layout import single_task
-from harness.cells.spec import RunSpec
+from harness.cells import methods
+from harness.cells.spec import RunOptions, RunSpec
 from harness.models.weights import ResolvedWeights
-from harness.request import request as request_module
+from harness.request import single_task
 from harness.run.inputs import InputLoader, Job
 from harness.schedule.executor import execute, stored
 from harness.store import locks
 from harness.store.files import OutputError
 from harness.store.records import FailureStore, OutOfMemory, RecordStore, RunRecord
-from mixlora.moe import FORWARDS
+from mixlora.config import FORWARDS
 from tasks.sources import open_source
 
 from .builders import make_record, make_request
@@ -269,4 +269,4 @@ def test_the_newest_record_is_rendered_whatever_its_device(tmp_path: Path) -> No
 
 
 def test_forwards_are_named_alike() -> None:
-    assert tuple(FORWARDS) == request_module.FORWARDS
+    assert tuple(FORWARDS) == methods.FORWARDS

@@ -20,7 +20,7 @@ from harness.run.cell import freeze_magnitudes
 from harness.run.scoring import dropout_modules
 from harness.run.training import fine_tune
 from mixlora import MixLoraConfig
-from mixlora.magnitudes import reset_magnitudes
+from mixlora.layer import reset_magnitudes
 from reproduce import main
 from tasks.encoding import TrainingRow, encode_training
 from tasks.prompts import Prompt
@@ -291,7 +291,7 @@ def test_the_auxiliary_loss_counts_padding_when_told_to() -> None:
         caught: list[torch.Tensor] = []
         for layer in model.base_model.model.model.layers:
             layer.mlp.lora_router["default"].register_forward_hook(
-                lambda _m, _i, out, kept=caught: kept.append(out.logits.detach())
+                lambda _m, _i, out, kept=caught: kept.append(out.router_logits.detach())
             )
         inputs = batch(ROWS)
         with torch.no_grad():

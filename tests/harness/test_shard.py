@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.cells.layout import single_task
 from harness.cells.spec import RunOptions, RunSpec
+from harness.request import single_task
 from harness.run.inputs import Job
 from harness.schedule.executor import execute, stored
 from harness.store.records import FailureStore, RecordStore, RunRecord

@@ -1,20 +1,26 @@
-"""Shared by the tests of `mixlora`: both computations of the fused forward's middle step."""
+"""Shared by the tests of `mixlora`: how a block is told which implementation computes it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-import mixlora.by_expert
-import mixlora.fused
+from mixlora.experts import grouped
+from mixlora.layer import MixLoraFfn
 
 
-@pytest.fixture(params=["by expert", "by block", "masked"])
-def middle_step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both computations of the fused forward at every size, and blocks of two rows (one, where an
-    input projection has the width of two); DoRA has the masked one only.
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[MixLoraFfn, str], None]:
+    """``use(block, name)``: the block is computed by an implementation, named as in models.py.
+
+    "grouped in blocks" is "grouped" with blocks of two rows at most, or of one row where an input
+    projection is twice as wide.
     """
-    fewest = 10**9 if request.param == "masked" else 0
-    monkeypatch.setattr(mixlora.fused, "MIN_PAIRS_PER_EXPERT", fewest)
-    if request.param == "by block":
-        monkeypatch.setattr(mixlora.by_expert, "MAX_BLOCK", 2 * 29)
-    return request.param
+
+    def switch(block: MixLoraFfn, name: str) -> None:
+        in_blocks = name == "grouped in blocks"
+        monkeypatch.setattr(grouped, "MAX_BLOCK", 2 * 29 if in_blocks else 2**19)
+        block.configs["default"].experts_implementation = name.removesuffix(" in blocks")
+
+    return switch

@@ -13,7 +13,7 @@ from transformers.models.phi.modeling_phi import PhiMLP
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from mixlora import MixLoraConfig
-from mixlora.ffn import find_layout
+from mixlora.families import find_layout
 from mixlora.layer import MixLoraFfn
 
 VOCAB = 61
@@ -49,7 +49,7 @@ def make_model(family: str = "llama", seed: int = 0) -> Any:
     config = getattr(transformers, name)(**_COMMON | extra)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config)
-    # Fresh biases and norms are 0 and 1, which would hide an error in them.
+    # Freshly made biases are 0 and norms are 1, which would hide an error in using them.
     randomise(model, scale=0.1)
     return model.eval()
 
@@ -63,7 +63,7 @@ def randomise(module: nn.Module, scale: float = 0.3) -> None:
 
 def make_mlp(kind: str, hidden_size: int = 13, inner_size: int = 29) -> nn.Module:
     """A random float64 FFN: "gated" (with biases), "plain" (with biases) or "gate_up" fused."""
-    # A config of the family would refuse odd sizes, for its attention's sake.
+    # A config of the family would refuse odd sizes because of its attention.
     config: Any = SimpleNamespace(hidden_size=hidden_size, intermediate_size=inner_size)
     mlp: nn.Module
     if kind == "gated":
@@ -97,15 +97,20 @@ def make_block(mlp: nn.Module, **settings: Any) -> MixLoraFfn:
     return block
 
 
-def set_forward(block: MixLoraFfn, forward: str) -> None:
-    """Switch how a block is computed."""
-    block.configs["default"].forward = forward
+def implementations(use_dora: bool = False) -> list[str]:
+    """Every implementation that must equal the naive one, for LoRA or DoRA experts."""
+    names = ["vanilla", "shared", "masked", "auto"]
+    return names if use_dora else [*names, "grouped", "grouped in blocks"]
+
+
+#: (implementation, use_dora) of every pair that exists.
+IMPLEMENTATION_CASES = [(name, dora) for dora in (False, True) for name in implementations(dora)]
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
-    """Largest difference over the largest expected magnitude, which counts as 0.001 at least.
+    """The largest difference, divided by the largest expected magnitude or by 0.001.
 
-    The floor is for gradients that are zero in exact arithmetic, as the router's with top_k = 1.
+    The second is for gradients that are zero in exact arithmetic, as the router's are with top_k=1.
     """
     if value.shape != expected.shape:
         raise ValueError(f"shapes differ: {tuple(value.shape)} and {tuple(expected.shape)}")
@@ -116,7 +121,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 def gradients(
     module: nn.Module, inputs: Tensor, weights: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output, and the gradients of sum(output * weights) by the parameters and the input."""
+    """The output, and the gradients of sum(output * weights) for the parameters and the input."""
     module.zero_grad()
     inputs = inputs.detach().clone().requires_grad_()
     output = module(inputs)

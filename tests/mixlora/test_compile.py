@@ -1,4 +1,4 @@
-"""torch.compile and autocast: the fused forward without a graph break, and in mixed precision."""
+"""torch.compile without a graph break, autocast, half-precision bases, and saved memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_tuned(**settings: Any) -> Any:
 
 
 def assert_compiles(backend: str) -> None:
-    """A whole model in one graph: a training step with the auxiliary loss, and evaluation."""
+    """A whole model in one graph, in a training step with the auxiliary loss and in evaluation."""
     model = make_tuned().train()
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     ids = torch.randint(3, VOCAB, (2, 11))
@@ -83,7 +83,7 @@ def test_a_block_in_one_graph(
 
 
 def test_dropout_in_one_graph() -> None:
-    """Compiled code draws masks in another way: they hide as many units, other ones each time."""
+    """Compiled code draws its masks in another way: new ones at each call, unbiased on average."""
     torch.manual_seed(8)
     block = make_block(make_mlp("gated"), lora_dropout=0.5, target_modules=["down_proj"]).train()
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
@@ -93,20 +93,20 @@ def test_dropout_in_one_graph() -> None:
         expected = block.eval()(tokens)
     error = outputs.std(dim=0) / 400**0.5
     assert (outputs.std(dim=0) > 0).all()
-    # Dropout of the down projection's input leaves the mean as it is.
+    # The output is linear in the down projection's input, so dropout there keeps the mean.
     assert ((outputs.mean(dim=0) - expected).abs() < 4.5 * error).all()
 
 
-@pytest.mark.parametrize("num_tokens", [2, 64], ids=["masked", "by expert"])
+@pytest.mark.parametrize("num_tokens", [2, 64], ids=["masked", "grouped"])
 def test_autocast(num_tokens: int) -> None:
-    """bfloat16 autocast over float32: the frozen products are rounded, the router's are not."""
+    """bfloat16 autocast over float32 rounds the frozen products but not the router's."""
     torch.manual_seed(4)
     block = make_block(make_mlp("gated", 16, 32), r=4, num_experts=4).float()
     tokens, weights = torch.randn(2, num_tokens, 16)
     expected = gradients(block, tokens, weights)
     routers: list[torch.dtype] = []
     router = block.lora_router["default"]
-    router.register_forward_hook(lambda *call: routers.append(call[2].logits.dtype))
+    router.register_forward_hook(lambda *call: routers.append(call[2].router_logits.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         got = gradients(block, tokens, weights)
     assert routers == [torch.float32]
@@ -117,7 +117,7 @@ def test_autocast(num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("num_tokens", [2, 64], ids=["masked", "by expert"])
+@pytest.mark.parametrize("num_tokens", [2, 64], ids=["masked", "grouped"])
 def test_training_over_a_half_precision_base(num_tokens: int, dtype: torch.dtype) -> None:
     torch.manual_seed(5)
     block = make_block(make_mlp("gated", 16, 32), r=4, num_experts=4).float()
@@ -151,7 +151,7 @@ def test_one_token_at_a_time_with_a_cache() -> None:
 
 
 def test_saved_for_backward_is_about_what_lora_saves() -> None:
-    """Bytes that autograd keeps between forward and backward, counted exactly."""
+    """Counts exactly the bytes that autograd saves between the forward and the backward pass."""
     from peft import LoraConfig, inject_adapter_in_model
 
     def saved_bytes(module: nn.Module, inputs: torch.Tensor) -> int:

@@ -35,6 +35,7 @@ from mixlora import MixLoraConfig
         ("router_init_std", float("nan"), "finite"),
         ("use_dora", "yes", "True or False"),
         ("forward", "fast", "vanilla, shared, fused"),
+        ("experts_implementation", "fused", "auto, naive, vanilla, shared, masked, grouped"),
         ("routing", "nucleus", "top_k, top_p, switch"),
         ("top_p", 0.0, "above 0 and at most 1"),
         ("top_p", 1.1, "at most 1"),
@@ -101,6 +102,31 @@ def test_a_config_saved_before_there_was_a_choice_is_top_k(tmp_path: Path) -> No
     file.write_text(json.dumps({k: v for k, v in settings.items() if k not in added}))
     config: Any = PeftConfig.from_pretrained(tmp_path)
     assert (len(settings), config.routing) == (len(json.loads(file.read_text())) + 4, "top_k")
+
+
+@pytest.mark.parametrize(
+    ("former", "implementation"), [("vanilla", "vanilla"), ("shared", "shared"), ("fused", "auto")]
+)
+def test_the_former_name_of_the_implementation_is_read_and_not_written(
+    former: str, implementation: str, tmp_path: Path
+) -> None:
+    config = MixLoraConfig(forward=former)
+    assert config.experts_implementation == implementation
+    config.save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    assert settings.pop("experts_implementation") == implementation
+    assert "forward" not in settings
+    file.write_text(json.dumps(settings | {"forward": former}))
+    loaded: Any = PeftConfig.from_pretrained(tmp_path)
+    assert loaded.experts_implementation == implementation
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="forward='vanilla': expected it alone"):
+        MixLoraConfig(forward="vanilla", experts_implementation="shared")
+    with pytest.raises(ValueError, match=r"experts_implementation=.grouped.*use_dora=True"):
+        MixLoraConfig(experts_implementation="grouped", use_dora=True)
 
 
 def test_copies() -> None:

@@ -1,4 +1,4 @@
-"""MixLoRA under torch's own DDP and FSDP: no unused parameters, and the loss of one process."""
+"""MixLoRA under torch's DDP and FSDP: no unused parameters, and the loss of a single process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mixlora import MixLoraConfig
-from mixlora.aux_loss import balanced_over
+from mixlora.losses import balanced_over
 
 from .models import make_model
 
@@ -32,7 +32,7 @@ CONFIGS: dict[str, Any] = {
     "dora": LoraConfig(
         task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "up_proj"], use_dora=True
     ),
-    # 16 experts for 12 tokens of a process: some get none.
+    # 16 experts for the 12 tokens of a process: some experts get no token.
     "mixlora": MixLoraConfig(
         task_type="CAUSAL_LM", r=2, lora_dropout=0.0, num_experts=16, router_aux_loss_coef=0.5
     ),
@@ -72,7 +72,7 @@ def with_ddp(model: Any) -> Any:
 
 
 def with_fsdp(model: Any) -> Any:
-    """As `examples/fsdp.yaml` has it: layer by layer, frozen weights and adapters together."""
+    """Sharded as `examples/fsdp.yaml` says: by layer, frozen weights and adapters together."""
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.get_base_model().model.layers:
         fully_shard(layer, mesh=mesh)
@@ -86,7 +86,10 @@ def add_up(values: torch.Tensor) -> torch.Tensor:
 
 
 def tuned_in_two(rank: int, wrapped: Callable[[Any], Any]) -> dict[str, Any]:
-    """Two steps of half the rows; the second notices parameters that the first left out."""
+    """Two steps on this process's half of the rows.
+
+    DDP notices in the second step if a parameter had no gradient in the first.
+    """
     found = {}
     own = IDS.chunk(2)[rank]
     for method in CONFIGS:
@@ -96,7 +99,7 @@ def tuned_in_two(rank: int, wrapped: Callable[[Any], Any]) -> dict[str, Any]:
             for _ in range(2):
                 model.zero_grad()
                 loss = model(input_ids=own, labels=own, num_items_in_batch=20).loss
-                # Both mean over processes what is to be added up.
+                # DDP and FSDP average gradients over the two processes; the sum is wanted.
                 (2 * loss).backward()
         found[method] = (add_up(loss.detach()), gradients(model))
     return found
@@ -108,8 +111,8 @@ def step(rank: int, port: int, folder: str, wrapped: Callable[[Any], Any]) -> No
     found = tuned_in_two(rank, wrapped)
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
-    # DDP that outlives its group waits in the end, with the interpreter's lock, for a thread that
-    # wants the lock.
+    # A DDP object that outlives its process group hangs at exit: it holds the interpreter's lock
+    # while it waits for a thread that needs the lock.
     gc.collect()
     dist.destroy_process_group()
 

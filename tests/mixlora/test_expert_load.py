@@ -1,4 +1,4 @@
-"""Counts of tokens per expert, against routing worked out from the routers' own inputs."""
+"""Counts of tokens per expert equal a routing worked out by hand from the blocks' inputs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mixlora import ExpertLoad
 
 from .models import VOCAB, make_model
 from .test_families import IDS, adapted
-from .test_packed import NAMES, make_batch, rows_of, run_alone, two_adapters
+from .test_packing import NAMES, make_batch, rows_of, run_alone, two_adapters
 
 
 def routed_by_hand(model: Any, mask: torch.Tensor, **inputs: Any) -> list[dict[int, int]]:
-    """Per layer, expert -> tokens; from what enters the blocks, token by token."""
+    """For each layer, expert -> number of tokens, worked out token by token."""
     blocks = [layer.mlp for layer in model.base_model.model.model.layers]
     seen: list[torch.Tensor] = []
     hooks = [b.register_forward_pre_hook(lambda _m, args: seen.append(args[0])) for b in blocks]

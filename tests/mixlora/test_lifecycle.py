@@ -1,4 +1,4 @@
-"""An adapter's files and their way back: their content, other processes, bad weights."""
+"""An adapter's files: their content, loading in another process, weights that do not fit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from peft import (
     LoraConfig,
     PeftModel,
@@ -19,7 +20,6 @@ from peft import (
 )
 from safetensors.torch import load_file, save_file
 
-from harness.speed.profiling import call_in_fresh_process
 from mixlora import MixLoraConfig
 
 from .models import make_model, relative_error
@@ -29,8 +29,8 @@ WEIGHTS = "adapter_model.safetensors"
 ROUTER = "base_model.model.model.layers.1.mlp.lora_router.weight"
 
 
-def write_logits(folder: str) -> None:
-    """Load what lies in a folder and write its logits there; run in a process of its own."""
+def write_logits(rank: int, folder: str) -> None:
+    """Load the adapter in a folder and write its logits there; run in a process of its own."""
     model = PeftModel.from_pretrained(make_model(), folder)
     torch.save(logits(model), Path(folder) / "logits.pt")
 
@@ -52,7 +52,7 @@ def test_another_process_loads_the_same_bits(use_dora: bool, tmp_path: Path) -> 
         if "self_attn" in key:  # PEFT's own name for DoRA's magnitude
             key = key.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
         assert torch.equal(saved[key], parameter), name
-    call_in_fresh_process(f"{__name__}:write_logits", str(tmp_path))
+    mp.spawn(write_logits, (str(tmp_path),), nprocs=1)
     assert torch.equal(torch.load(tmp_path / "logits.pt"), logits(model))
 
 
@@ -140,7 +140,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(
 
 
 def test_transformers_names_what_it_did_not_find(tmp_path: Path) -> None:
-    # transformers loads adapters by itself, so nothing of ours can refuse there; it reports.
+    # transformers loads adapters without PEFT's checks, so we cannot refuse there; it reports.
     adapted().save_pretrained(tmp_path)
     weights = load_file(tmp_path / WEIGHTS)
     lose(weights)
@@ -184,7 +184,7 @@ def test_state_dict_of_one_adapter_goes_into_another() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_k_bit_preparation_keeps_the_adapter_in_float32(dtype: torch.dtype) -> None:
-    """As for a quantised base: what is not quantised in half precision, checkpointing on."""
+    """As over a quantised base: other weights in half precision, gradient checkpointing on."""
     base = make_model().to(dtype)
     base.is_loaded_in_4bit = True
     options = {"use_reentrant": False}

@@ -1,7 +1,7 @@
 """Logits equal to the authors' package (PyPI mixlora==0.2.3) given the same weights.
 
-The package has our import name, so it is installed into a folder of its own and run in another
-process, on adapter files in its format.
+The package has the same import name as ours, so it is installed into a folder of its own and run in
+another process, on adapter files in its format.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixlora import upstream
+from mixlora import authors_format
 
 from .models import FAMILY_CONFIGS, make_model, relative_error
+from .test_authors_format import write_adapter
 from .test_families import IDS, adapted, logits
-from .test_upstream import write_adapter
 
 pytestmark = pytest.mark.network
 
@@ -49,13 +49,13 @@ def run_official(package: Path, folder: Path) -> torch.Tensor:
     return torch.load(folder / "logits.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("family", upstream.MODEL_TYPES)
+@pytest.mark.parametrize("family", authors_format.MODEL_TYPES)
 def test_the_package_runs_what_we_write(family: str, package: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     make_model(family).save_pretrained(base)
     model = adapted(family, lora_dropout=0.1)
     model.peft_config["default"].base_model_name_or_path = str(base)
-    upstream.save(model, tmp_path / "adapter")
+    authors_format.save(model, tmp_path / "adapter")
     official = run_official(package, tmp_path / "adapter")
     assert relative_error(official, logits(model)) < 1e-4
     assert relative_error(official, logits(make_model(family))) > 1e-2
@@ -68,9 +68,9 @@ def test_we_run_what_the_package_runs(use_dora: bool, package: Path, tmp_path: P
     settings = {"base_model_name_or_path": str(base), "use_dora": use_dora, "lora_dropout": 1e-12}
     write_adapter(adapter, **settings)
     official = run_official(package, adapter)
-    assert relative_error(official, logits(upstream.load(adapter))) < 1e-4
+    assert relative_error(official, logits(authors_format.load(adapter))) < 1e-4
     assert relative_error(official, logits(make_model())) > 1e-2
 
 
 def test_the_families_are_ours_too() -> None:
-    assert set(upstream.MODEL_TYPES) < set(FAMILY_CONFIGS)
+    assert set(authors_format.MODEL_TYPES) < set(FAMILY_CONFIGS)

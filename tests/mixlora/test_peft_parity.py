@@ -9,24 +9,23 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from mixlora.moe import FORWARDS
-
-from .models import gradients, make_block, make_mlp, relative_error
+from .models import IMPLEMENTATION_CASES, gradients, make_block, make_mlp, relative_error
+from .test_experts import Use
 
 
 def as_peft(name: str, ours: torch.Tensor) -> torch.Tensor:
-    """One expert's parameter as PEFT has it: B is stored transposed here."""
+    """One expert's parameter in PEFT's shape; ours stores B transposed."""
     return ours.T if name.startswith("lora_B") else ours
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-@pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize(
+    ("implementation", "use_dora"), [("naive", False), ("naive", True), *IMPLEMENTATION_CASES]
+)
 @pytest.mark.parametrize("layout", ["gated", "plain", "gate_up"])
-def test_one_expert_equals_peft(layout: str, use_dora: bool, forward: str) -> None:
+def test_one_expert_equals_peft(layout: str, use_dora: bool, implementation: str, use: Use) -> None:
     mlp = make_mlp(layout)
-    block = make_block(
-        copy.deepcopy(mlp), num_experts=1, top_k=1, use_dora=use_dora, forward=forward
-    )
+    block = make_block(copy.deepcopy(mlp), num_experts=1, top_k=1, use_dora=use_dora)
+    use(block, implementation)
     names = list(block.lora_A["default"])
     config = LoraConfig(r=3, lora_alpha=5, target_modules=names, use_dora=use_dora)
     oracle = inject_adapter_in_model(config, nn.ModuleDict({"mlp": mlp})).double()["mlp"]

@@ -1,4 +1,4 @@
-"""The router, and the load-balancing loss against transformers' own for Mixtral."""
+"""The router, and the load-balancing loss, which equals transformers' own for Mixtral."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_loss_equals_transformers_mixtral(top_k: int, padded: bool) -> None:
 
 
 def test_uniform_routing_gives_top_k() -> None:
-    # Every expert is first for one token and second for another: perfectly balanced.
+    # Every expert is the first choice of one token and the second of another: perfect balance.
     logits = torch.zeros(4, 4, dtype=torch.float64)
     for token in range(4):
         logits[token, token] = 1e-9
@@ -49,9 +49,9 @@ def test_weights_are_the_renormalised_largest_probabilities() -> None:
     probabilities = torch.softmax(tokens @ router.weight.T, dim=1)
     for token in range(40):
         ranked = probabilities[token].sort(descending=True)
-        assert routing.selected[token].tolist() == ranked.indices[:3].tolist()
+        assert routing.selected_experts[token].tolist() == ranked.indices[:3].tolist()
         torch.testing.assert_close(
-            routing.weights[token], ranked.values[:3] / ranked.values[:3].sum()
+            routing.routing_weights[token], ranked.values[:3] / ranked.values[:3].sum()
         )
 
 
@@ -60,8 +60,8 @@ def test_routing_is_float32_under_autocast_and_a_half_precision_base() -> None:
     tokens = torch.randn(50, 64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         routing = router(tokens)
-    assert routing.logits.dtype == routing.weights.dtype == torch.float32
-    torch.testing.assert_close(routing.logits, tokens @ router.weight.T)
+    assert routing.router_logits.dtype == routing.routing_weights.dtype == torch.float32
+    torch.testing.assert_close(routing.router_logits, tokens @ router.weight.T)
     half = router(tokens.bfloat16())
     torch.testing.assert_close(half.logits, tokens.bfloat16().float() @ router.weight.T)
 

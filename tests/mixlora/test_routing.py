@@ -1,4 +1,4 @@
-"""Top-p and switch routing: against a per-token reference, at their ends, and in whole models."""
+"""Top-p and switch routing: against a per-token reference, at extreme settings, in whole models."""
 
 from __future__ import annotations
 
@@ -13,23 +13,32 @@ from peft import PeftModel
 from torch import Tensor
 
 from mixlora import ExpertLoad, load_balancing_loss
+from mixlora.config import EXPERTS_IMPLEMENTATIONS
 from mixlora.layer import MixLoraFfn
-from mixlora.moe import FORWARDS
-from mixlora.router import z_loss
+from mixlora.losses import z_loss
 
-from .models import VOCAB, gradients, make_block, make_mlp, make_model, relative_error, set_forward
-from .test_families import IDS, adapted, logits
-from .test_moe import (
+from .models import (
+    VOCAB,
+    gradients,
+    implementations,
+    make_block,
+    make_mlp,
+    make_model,
+    relative_error,
+)
+from .test_experts import (
     LAYOUTS,
     TOLERANCE,
+    Use,
     assert_same,
     expert_output,
     expert_probabilities,
     reference_gradients,
 )
-from .test_packed import NAMES, make_batch, run_alone, two_adapters
+from .test_families import IDS, adapted, logits
+from .test_packing import NAMES, make_batch, run_alone, two_adapters
 
-#: Routing -> settings under which some selections are taken and some are not.
+#: Routing -> settings under which tokens are sent to some of their selected experts only.
 VARIANTS: dict[str, dict[str, Any]] = {
     "top_p": {"routing": "top_p", "top_p": 0.7},
     "switch": {"routing": "switch", "expert_capacity": 2},
@@ -37,7 +46,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def taken_by_hand(probabilities: list[float], counts: Counter[int], config: Any) -> list[int]:
-    """The experts that a token goes to; counts are of the tokens of its row so far, per expert."""
+    """The experts that a token is sent to.
+
+    counts has the number of tokens of the same row for which each expert was the first choice so
+    far; it is updated.
+    """
     ranked = sorted(range(len(probabilities)), key=lambda e: -probabilities[e])
     if config.routing == "switch":
         counts[ranked[0]] += 1
@@ -49,7 +62,7 @@ def taken_by_hand(probabilities: list[float], counts: Counter[int], config: Any)
 
 
 def by_hand(block: MixLoraFfn, rows: Tensor) -> Tensor:
-    """The block's output for (B, S, D), a token at a time: weights are plain probabilities."""
+    """The block's output for (B, S, D), token by token; the weights are plain probabilities."""
     outputs = []
     for row in rows:
         counts: Counter[int] = Counter()
@@ -62,66 +75,71 @@ def by_hand(block: MixLoraFfn, rows: Tensor) -> Tensor:
     return torch.stack(outputs).view(rows.shape)
 
 
-@pytest.mark.usefixtures("middle_step")
 @pytest.mark.parametrize("use_dora", [False, True], ids=["lora", "dora"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_all_forwards_equal_the_per_token_reference(
-    variant: str, layout: str, use_dora: bool
+def test_all_implementations_equal_the_per_token_reference(
+    variant: str, layout: str, use_dora: bool, use: Use
 ) -> None:
     block = make_block(make_mlp(layout), use_dora=use_dora, **VARIANTS[variant])
     rows, weights = torch.randn(2, 3, 7, 13, dtype=torch.float64)
     expected = reference_gradients(block, rows, weights, by_hand)
     with torch.no_grad():
         routing = block.lora_router["default"](rows.view(21, 13), 7)
-    assert routing.taken.any() and not routing.taken.all()
-    for forward in FORWARDS:
-        set_forward(block, forward)
+    assert routing.selection_mask.any() and not routing.selection_mask.all()
+    for implementation in ["naive", *implementations(use_dora)]:
+        use(block, implementation)
         assert_same(gradients(block, rows, weights), expected)
 
 
-@pytest.mark.usefixtures("middle_step")
 @pytest.mark.parametrize("targets", [["up_proj"], ["down_proj"]])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_subset_of_the_projections(variant: str, targets: list[str]) -> None:
-    """With the bias of a down projection that is not adapted, too."""
+def test_a_subset_of_the_projections(variant: str, targets: list[str], use: Use) -> None:
+    """Includes a down projection that is not adapted but has a bias."""
     block = make_block(make_mlp("gated"), target_modules=targets, **VARIANTS[variant])
     rows, weights = torch.randn(2, 2, 9, 13, dtype=torch.float64)
     expected = reference_gradients(block, rows, weights, by_hand)
-    for forward in FORWARDS:
-        set_forward(block, forward)
+    for implementation in ["naive", *implementations()]:
+        use(block, implementation)
         got = gradients(block, rows, weights)
         assert_same(got, expected)
         assert got[1].keys() >= expected[1].keys()
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_top_p_of_one_is_all_experts(forward: str) -> None:
-    block = make_block(make_mlp("plain"), routing="top_p", top_p=1.0, forward=forward)
-    every = make_block(make_mlp("plain"), top_k=5, forward=forward)
+@pytest.mark.parametrize("implementation", EXPERTS_IMPLEMENTATIONS)
+def test_top_p_of_one_is_all_experts(implementation: str) -> None:
+    block = make_block(
+        make_mlp("plain"), routing="top_p", top_p=1.0, experts_implementation=implementation
+    )
+    every = make_block(make_mlp("plain"), top_k=5, experts_implementation=implementation)
     every.load_state_dict(block.state_dict())
     rows, weights = torch.randn(2, 2, 9, 13, dtype=torch.float64)
     assert_same(gradients(block, rows, weights), gradients(every, rows, weights))
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_a_tiny_top_p_and_a_large_capacity_are_the_first_expert(forward: str) -> None:
-    """As top_k = 1 chooses it, weighted by its probability, which top_k = 1 makes 1."""
-    first = make_block(make_mlp("gated"), top_k=1, forward=forward)
+@pytest.mark.parametrize("implementation", EXPERTS_IMPLEMENTATIONS)
+def test_a_tiny_top_p_and_a_large_capacity_are_the_first_expert(implementation: str) -> None:
+    """The expert is the one of top_k=1; the weight is its probability, which top_k=1 makes 1."""
+    first = make_block(make_mlp("gated"), top_k=1, experts_implementation=implementation)
     rows = torch.randn(2, 9, 13, dtype=torch.float64)
     settings = ({"routing": "top_p", "top_p": 1e-9}, {"routing": "switch", "expert_capacity": 9})
     with torch.no_grad():
         highest = torch.stack([expert_probabilities(first, x).max() for x in rows.view(18, 13)])
         expected = highest.view(2, 9, 1) * first(rows)
         for each in settings:
-            block = make_block(make_mlp("gated"), forward=forward, **each)
+            block = make_block(make_mlp("gated"), experts_implementation=implementation, **each)
             block.load_state_dict(first.state_dict())
             assert relative_error(block(rows), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
-def test_tokens_beyond_the_capacity_get_nothing(forward: str) -> None:
-    block = make_block(make_mlp("plain"), routing="switch", expert_capacity=2, forward=forward)
+@pytest.mark.parametrize("implementation", EXPERTS_IMPLEMENTATIONS)
+def test_tokens_beyond_the_capacity_get_nothing(implementation: str) -> None:
+    block = make_block(
+        make_mlp("plain"),
+        routing="switch",
+        expert_capacity=2,
+        experts_implementation=implementation,
+    )
     rows = torch.randn(2, 6, 13, dtype=torch.float64).abs()
     with torch.no_grad():
         block.lora_router["default"].weight[3] = 5.0  # every token's first choice
@@ -166,7 +184,7 @@ def test_packed_adapters_equal_each_alone(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_whole_models(variant: str, tmp_path: Path) -> None:
-    """The losses in ``outputs.loss``, padding left out; files; counts per expert; no NaN."""
+    """The losses in ``outputs.loss`` without padding, tokens per expert, gradients, saved files."""
     model = adapted(router_aux_loss_coef=0.3, router_z_loss_coef=0.2, **VARIANTS[variant])
     mask = torch.ones_like(IDS)
     mask[1, 6:] = 0
@@ -175,7 +193,7 @@ def test_whole_models(variant: str, tmp_path: Path) -> None:
     routers = [layer.mlp.lora_router["default"] for layer in layers]
     caught: list[Tensor] = []
     hooks = [
-        router.register_forward_hook(lambda _module, _args, out: caught.append(out.logits))
+        router.register_forward_hook(lambda _module, _args, out: caught.append(out.router_logits))
         for router in routers
     ]
     with ExpertLoad(model) as load:
@@ -202,7 +220,7 @@ def test_whole_models(variant: str, tmp_path: Path) -> None:
                     continue
                 tokens += 1
                 counts[layer].update(taken)
-                # The loss of switch routing counts the first choice, whether there was room or not.
+                # Switch routing's loss counts the first choice even if that expert had no room.
                 chosen.update(taken if variant == "top_p" else [p.index(max(p))])
                 summed = [a + b for a, b in zip(summed, p, strict=True)]
                 squares += math.log(normaliser) ** 2
@@ -228,10 +246,10 @@ def test_z_loss_without_a_load_balancing_loss() -> None:
 
 def test_losses_by_hand() -> None:
     p = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]], dtype=torch.float64)
-    # Up to 0.7: the first two, one, two; so expert 1 is taken three times and expert 0 twice.
+    # Up to 0.7 these tokens select two experts, one and two: expert 1 three times, expert 0 twice.
     balance = load_balancing_loss(p.log(), 1, top_p=0.7)
     assert balance.item() == pytest.approx(3 * (2 / 3 * 1.2 / 3 + 3 / 3 * 1.4 / 3))
-    # Logits of probabilities have a log-sum-exp of 0; shifted by c they have c.
+    # The log-sum-exp of log-probabilities is 0; shifted by c it is c.
     shifted = p.log() + torch.tensor([[1.0], [2.0], [5.0]], dtype=torch.float64)
     assert z_loss(shifted).item() == pytest.approx((1 + 4 + 25) / 3)
     assert z_loss(shifted, torch.tensor([True, True, False])).item() == pytest.approx(5 / 2)

@@ -1,4 +1,4 @@
-"""The usual trainers: accumulation, resuming, checkpointing, TRL, and the example to copy."""
+"""The usual trainers: accumulation, resuming, gradient checkpointing, TRL, and the example."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMMON: dict[str, Any] = {
 
 
 def make_rows(count: int) -> list[dict[str, torch.Tensor]]:
-    """Rows padded on the right, each with another number of scored tokens."""
+    """Rows padded on the right, each with a different number of scored tokens."""
     generator = torch.Generator().manual_seed(4)
     rows = []
     for index in range(count):
@@ -48,13 +48,13 @@ def make_rows(count: int) -> list[dict[str, torch.Tensor]]:
 
 
 def gradients_by_hand(model: Any, batches: list[dict[str, torch.Tensor]], coef: float) -> Any:
-    """Of the mean cross-entropy over all tokens and of the micro-batches' auxiliary losses,
-    weighted by their tokens: with losses of the test's own, not the model's.
+    """Gradients of the mean cross-entropy over all tokens plus the micro-batches' auxiliary losses,
+    weighted by their numbers of tokens. The test computes these losses itself.
     """
     caught: list[torch.Tensor] = []
     hooks = [
         layer.mlp.lora_router["default"].register_forward_hook(
-            lambda _module, _args, routing: caught.append(routing.logits)
+            lambda _module, _args, routing: caught.append(routing.router_logits)
         )
         for layer in model.base_model.model.model.layers
     ]
@@ -80,10 +80,10 @@ def gradients_by_hand(model: Any, batches: list[dict[str, torch.Tensor]], coef: 
 def test_a_step_of_the_trainer_is_the_gradient_by_hand(
     rows_per_batch: int, accumulation: int, coef: float, tmp_path: Path
 ) -> None:
-    """Accumulated or not, by plain gradient descent with a rate of 1, in float64.
+    """Plain gradient descent with a rate of 1 in float64, with and without accumulation.
 
-    Without an auxiliary loss four batches of 2 are one of 8. The auxiliary loss is of a batch, not
-    of its tokens: then they are the mean of four.
+    Without an auxiliary loss, four batches of two rows equal one of eight. The auxiliary loss is a
+    function of a batch, so there the expected value is the mean over the four.
     """
     model = adapted(lora_dropout=0.0, router_aux_loss_coef=coef).double().train()
     seen: list[dict[str, torch.Tensor]] = []
@@ -129,7 +129,7 @@ def train(model: Any, folder: Path, resume: str | None = None, **settings: Any) 
 
 
 def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:
-    """To the bit: dropout, the optimiser's moments and the order of the rows go on as well."""
+    """The same bits: dropout, the optimiser's moments and the order of the rows are resumed too."""
     whole = adapted(lora_dropout=0.2)
     train(whole, tmp_path, save_strategy="steps", save_steps=2)
     checkpoint = tmp_path / "checkpoint-2"
@@ -137,7 +137,7 @@ def test_a_resumed_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in resumed.parameters():
             if parameter.requires_grad:
-                parameter.zero_()  # all of the adapter is to come from the checkpoint
+                parameter.zero_()  # so that the whole adapter must come from the checkpoint
     train(resumed, tmp_path / "resumed", str(checkpoint))
     halfway = load_file(checkpoint / "adapter_model.safetensors")
     expected = dict(whole.named_parameters())
@@ -187,7 +187,7 @@ def test_trl_trains_with_the_auxiliary_loss(tmp_path: Path) -> None:
         trainer.train()
         losses.append([each["loss"] for each in trainer.state.log_history if "loss" in each])
     assert losses[0][-1] < 0.7 * losses[0][0]
-    # A new router sends tokens nearly everywhere alike, where the auxiliary loss is top_k.
+    # A new router routes almost uniformly, and then the auxiliary loss is top_k.
     assert losses[1][0] - losses[0][0] == pytest.approx(2.0, abs=0.3)
 
 
