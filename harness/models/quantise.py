@@ -27,8 +27,9 @@ def check_quantize(quantize: str | None) -> None:
 
 
 def quantize_options(quantize: str | None, dtype: str, device: str) -> dict[str, Any]:
-    """Arguments for ``from_pretrained``: the linear layers but the head are quantised as they are
-    loaded, on the device where they are to stay, and compute in `dtype`.
+    """Arguments for ``from_pretrained`` that quantise the linear layers, but for the head.
+
+    They are quantised while they are loaded, on the device where they stay, and compute in `dtype`.
 
     Raises:
         ValueError: See `check_quantize`.

@@ -72,7 +72,8 @@ def processor() -> str:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(_ROOT), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 (no input)
+    return done.stdout.strip()
 
 
 def _version(package: str) -> str:

@@ -82,7 +82,7 @@ def call_in_fresh_process(
         )
         with errors.open("wb") as stderr:
             try:
-                status = subprocess.run(
+                status = subprocess.run(  # noqa: S603 (this interpreter, on a file of ours)
                     [sys.executable, "-c", code],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
