@@ -22,10 +22,11 @@ from peft.utils import PeftType
 
 from .config import PEFT_TYPE, MixLoraConfig
 from .expert_load import ExpertLoad
+from .export import export
 from .losses import load_balancing_loss
 from .model import MixLoraModel
 
-__all__ = ["ExpertLoad", "MixLoraConfig", "MixLoraModel", "load_balancing_loss"]
+__all__ = ["ExpertLoad", "MixLoraConfig", "MixLoraModel", "export", "load_balancing_loss"]
 
 __version__ = "0.1.0"
 

@@ -157,7 +157,7 @@ class MixLoraModel(LoraModel):
     def _check_merge_allowed(self) -> None:
         raise ValueError(
             "MixLoRA cannot be merged: the experts that run are chosen per token; "
-            "unload() drops the adapter"
+            "mixlora.export(model, DIR) writes a mixture of experts, unload() drops the adapter"
         )
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:

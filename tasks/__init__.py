@@ -1,8 +1,11 @@
-"""The tasks: data sets -> examples -> prompts -> token ids -> scores.
+"""The tasks: data sets become examples, then prompts, then token ids, then scores.
 
-`get_task(name)` gives a `Task`; `sources.open_source` loads its examples, `data.select` takes a
-subset, `prompts.render` words them, `encoding` turns them into token ids and `scoring.score` has a
-model answer them. Only `scoring` imports torch.
+`get_task(name)` gives a `Task`. `sources.open_source` loads its examples, `data.select` takes a
+subset of them, `prompts.render` words them, `encoding` turns the words into token ids, and
+`scoring.score` has a model answer them. Of these modules only `scoring` imports torch.
+
+A new task is a new file in `definitions/`. `python -m tasks.lm_eval_configs` then writes its task
+configs for lm-evaluation-harness.
 """
 
 from tasks.base import Example, Task

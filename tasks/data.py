@@ -1,4 +1,4 @@
-"""Subsets and fingerprints of lists of examples."""
+"""Lists of examples: subsets, the multi-task mixture, and fingerprints."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import json
 import random
 from collections.abc import Sequence
 
-from tasks.base import Example
+from tasks.base import Example, Task
 
 
 def select(examples: Sequence[Example], limit: int | None, seed: int = 0) -> list[Example]:
     """Returns a random subset of at most `limit` examples, in their original order.
 
-    Which rows are taken depends on `seed`, `limit` and the number of examples only, so that every
-    method and every training seed sees the same ones.
+    The choice depends on `seed`, `limit` and the number of examples only, so that every method and
+    every training seed gets the same rows.
 
     Args:
-        examples: All examples of a split.
-        limit: Size of the subset; None takes all.
-        seed: Seed of the choice, not of the training run.
+        examples: all examples of a split.
+        limit: size of the subset; None takes all examples.
+        seed: seed of the choice, which is not the seed of the training run.
 
     Raises:
         ValueError: `limit` is below 1.
@@ -33,8 +33,20 @@ def select(examples: Sequence[Example], limit: int | None, seed: int = 0) -> lis
     return [examples[row] for row in sorted(rows)]
 
 
+def mix(parts: Sequence[tuple[Task, Sequence[Example]]], seed: int) -> list[tuple[Task, Example]]:
+    """Returns the examples of several tasks, each with its task, in one order shuffled by `seed`.
+
+    The rows are put together as they are, without balancing the tasks.
+
+    Source: arXiv 2404.15159, multi-task set-up.
+    """
+    rows = [(task, example) for task, examples in parts for example in examples]
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
 def fingerprint(examples: Sequence[Example]) -> str:
-    """Returns the SHA-256, in hex, of the examples' content in their order."""
+    """Returns the SHA-256, in hexadecimal, of the examples' content in their order."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(f"{json.dumps(dataclasses.astuple(example))}\n".encode())

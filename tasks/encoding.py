@@ -1,8 +1,8 @@
 """Prompts as token ids, for scoring and for training.
 
-Text and continuation are tokenised together and split where the text alone ends, as
-lm-evaluation-harness does. What the tokenizer puts in front (BOS) is kept, what it puts behind
-(EOS) is not: a continuation follows.
+A prompt's text and a continuation are tokenised together and split where the tokens of the text
+alone end, as lm-evaluation-harness does. Special tokens that the tokenizer puts in front (BOS) are
+kept. Those that it appends (EOS) are dropped, because a continuation follows.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class EncodedPrompt:
     """A prompt's token ids.
 
     Attributes:
-        prefix: Ids of the prompt's text, with what the tokenizer puts in front.
-        num_leading: How many ids at the prefix's start the tokenizer put in front.
-        continuations: Ids of each continuation.
-        distractors: Ids of each distractor.
+        prefix: ids of the prompt's text, after the special tokens that the tokenizer puts in front.
+        num_leading: number of those special tokens.
+        continuations: ids of each continuation.
+        distractors: ids of each distractor.
     """
 
     prefix: list[int]
@@ -36,12 +36,12 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """A prompt with its right continuation.
+    """The token ids of a prompt with its right continuation.
 
     Attributes:
-        input_ids: Ids of both.
-        num_target: The loss covers this many ids at the end: the continuation.
-        truncated: Whether it was cut to fit.
+        input_ids: ids of the prompt and the continuation.
+        num_target: number of ids at the end of `input_ids` that the loss covers.
+        truncated: whether ids were left out to fit the cutoff.
     """
 
     input_ids: list[int]
@@ -78,12 +78,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Encoded
 
 
 def fit_prefix(encoded: EncodedPrompt, num_reserved: int, cutoff: int) -> list[int]:
-    """Returns the prefix, cut from its left to leave room for `num_reserved` ids within `cutoff`.
+    """Returns the prefix, shortened so that `num_reserved` further ids fit within `cutoff`.
 
-    The ids that the tokenizer puts in front are kept, and at least one id of the prompt itself.
+    The beginning of the prompt's text is left out; special tokens in front are kept.
 
     Raises:
-        ValueError: The reserved ids leave no room for the prompt.
+        ValueError: The reserved ids leave no room for a single id of the text.
     """
     room = cutoff - num_reserved - encoded.num_leading
     if room < 1:
@@ -105,19 +105,19 @@ def encode_training(
 ) -> TrainingRow:
     """Returns the prompt with its right continuation, at most `cutoff` ids.
 
-    A row that is too long loses the beginning of its prompt, never its answer, unless told to.
+    A row that is too long loses the beginning of its prompt and keeps its answer.
 
     Args:
-        tokenizer: The model's tokenizer.
-        prompt: The worded example.
-        answer: Index of the right continuation.
-        cutoff: Largest number of ids.
-        loss_on_prompt: Whether the loss covers the prompt as well, all but the first id, which
-            nothing predicts.
-        truncate_answer: Whether a row that is too long loses its end instead.
+        tokenizer: the model's tokenizer.
+        prompt: the worded example.
+        answer: index of the right continuation.
+        cutoff: largest number of ids.
+        loss_on_prompt: whether the loss covers the prompt as well, all but its first id, which
+            no id before it predicts.
+        truncate_answer: whether a row that is too long loses its end instead of its beginning.
 
     Raises:
-        ValueError: The answer leaves no room for the prompt, or see `encode_prompt`.
+        ValueError: The answer leaves no room for the prompt, or `encode_prompt` refuses it.
     """
     encoded = encode_prompt(tokenizer, prompt)
     target = encoded.continuations[answer]
@@ -128,8 +128,10 @@ def encode_training(
 
 
 def first_tokens(prompt: Prompt, encoded: EncodedPrompt) -> list[int]:
-    """Returns the first id of every continuation, by which label scoring tells them apart, and
-    after them of the distractors that begin in yet another way.
+    """Returns the ids that compete in label scoring.
+
+    They are the first id of every continuation, then the first ids of the distractors where they
+    differ from all before them.
 
     Raises:
         ValueError: Two continuations begin with the same id.

@@ -1,8 +1,9 @@
-"""How an example is worded: the prompt's text and the continuations that compete for it.
+"""How an example is worded: the prompt's text and the continuations that compete to follow it.
 
-Two scorings, never mixed in one column of a table. `label` (the paper's) lists the options under
-letters and asks for the letter; `choice` (lm-evaluation-harness's way) lists nothing and asks for
-the option's text. A user can replace the wording per task by a file, see `load_templates`.
+There are two scorings, which are never mixed in one column of a table. `label`, the paper's, lists
+the options under letters and asks for the letter. `choice`, that of lm-evaluation-harness, does not
+list them and asks for the text of the option. Users can replace the wording of each task by a file,
+see `load_templates`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ class Prompt:
     """A worded example.
 
     Attributes:
-        text: What the model is given, without whitespace at its end.
-        continuations: What may follow, one per option, each beginning with a space.
-        option_lengths: Characters of each option's text.
-        id: The example's id, for messages.
-        distractors: Labels that compete in label scoring without being an option's, like
-            continuations; none but under the quirk "arc-nine-labels".
+        text: text that the model is given, without whitespace at its end.
+        continuations: texts that may follow, one per option, each beginning with a space.
+        option_lengths: number of characters of each option's text.
+        id: id of the example, for messages.
+        distractors: further labels that compete in label scoring although no option has them,
+            written like the continuations; only the quirk "arc-nine-labels" has any.
     """
 
     text: str
@@ -50,18 +51,18 @@ class TemplateError(ValueError):
 
 
 def render(task: Task, example: Example, scoring: Scoring, template: str | None = None) -> Prompt:
-    """Words an example.
+    """Returns the prompt that asks an example.
 
     Args:
-        task: The example's task.
-        example: The question.
-        scoring: Whether labels or the options' texts compete.
-        template: The user's wording, from `load_templates`; None takes ours.
+        task: the example's task.
+        example: the question.
+        scoring: whether the labels or the texts of the options compete.
+        template: the user's wording, from `load_templates`; None takes ours.
 
     Raises:
         ValueError: `scoring` is unknown.
     """
-    listed = _lists_options(task, scoring)
+    listed = lists_options(task, scoring)
     if template is None:
         template = _LISTED if listed else _UNLISTED
     fields = {
@@ -80,8 +81,20 @@ def render(task: Task, example: Example, scoring: Scoring, template: str | None 
     )
 
 
+def lists_options(task: Task, scoring: str) -> bool:
+    """Returns whether the prompts of a task list the options under letters.
+
+    Raises:
+        ValueError: `scoring` is unknown.
+    """
+    return choose("scoring", scoring, SCORINGS) == "label" and task.lettered
+
+
 def prompt_fingerprint(task: Task, scoring: Scoring, template: str | None = None) -> str:
-    """Returns the SHA-256, in hex, of the wording: it changes when any rendered prompt would."""
+    """Returns the SHA-256, in hexadecimal, of a task's wording.
+
+    It changes when any prompt of the task would.
+    """
     options = ("first", "second") if task.lettered else ("true", "false")
     labels = letters(2) if task.lettered else options
     prompt = render(task, Example("id", "question", options, labels, 0), scoring, template)
@@ -89,17 +102,17 @@ def prompt_fingerprint(task: Task, scoring: Scoring, template: str | None = None
 
 
 def load_templates(path: Path) -> dict[str, dict[str, str]]:
-    """Reads the user's wording: a JSON file `{task: {scoring: template}}`.
+    """Reads the user's wording from a JSON file, `{task: {scoring: template}}`.
 
     A template is a text with the fields `{instruction}`, `{question}` and, where options are listed
-    under letters, `{options}`. Tasks and scorings that are left out keep our wording.
+    under letters, `{options}`. Tasks and scorings that the file leaves out keep our wording.
 
     Returns:
-        Task name -> scoring -> template.
+        The templates, by name of the task and then by scoring.
 
     Raises:
-        TemplateError: In one line: the file cannot be read, or a task, scoring or field is unknown
-            or missing, or a template ends in whitespace.
+        TemplateError: The file cannot be read, a task, scoring or field is unknown or missing, or
+            a template ends in whitespace. The message is one line.
     """
     try:
         content = json.loads(path.read_bytes().decode("utf-8"))
@@ -117,14 +130,10 @@ def load_templates(path: Path) -> dict[str, dict[str, str]]:
     return content
 
 
-def _lists_options(task: Task, scoring: str) -> bool:
-    return choose("scoring", scoring, SCORINGS) == "label" and task.lettered
-
-
 def _check_template(task: Task, scoring: str, template: Any) -> None:
     allowed = {"instruction", "question"}
     required = {"question"}
-    if _lists_options(task, scoring):
+    if lists_options(task, scoring):
         allowed.add("options")
         required.add("options")
     if not isinstance(template, str):
@@ -144,6 +153,6 @@ def _check_template(task: Task, scoring: str, template: Any) -> None:
     for field in sorted(required - used):
         raise ValueError(f"{scoring}: expected the field {{{field}}} in the template")
     if template != template.rstrip():
-        # Vocabularies join a space to the word after it: a prompt that ends in one asks for a token
-        # that no answer begins with.
+        # Most vocabularies join a space to the word after it. After a prompt that ends in a space,
+        # no answer could begin with its usual token.
         raise ValueError(f"{scoring}: the template ends in whitespace, which begins the answer")

@@ -1,4 +1,4 @@
-"""Finds the tasks: every file of `tasks/definitions/` that is there is a task."""
+"""Finds the tasks: every file of `tasks/definitions/` is one."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def _discover() -> dict[str, Task]:
 _TASKS = _discover()
 
 TASK_NAMES: tuple[str, ...] = tuple(_TASKS)
-"""All task names: the paper's eight in its tables' order, then any others by name."""
+"""Names of all tasks: the paper's eight in the order of its tables, then any others by name."""
 
 
 def get_task(name: str) -> Task:
     """Returns the task called `name`.
 
     Raises:
-        ValueError: There is none; the message suggests near names.
+        ValueError: No task has this name; the message suggests similar names.
     """
     return _TASKS[choose("task", name, TASK_NAMES)]

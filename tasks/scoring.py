@@ -1,7 +1,11 @@
-"""Has a causal language model answer prompts. The only module of `tasks/` that imports torch.
+"""Has a causal language model answer prompts.
 
-Shapes: N prompts of a batch, R of their options in a second pass, P longest prefix, L
-longest rest of an option, V vocabulary.
+A batch is scored in two passes. The first computes every prompt once, which gives the probability
+of each option's first token. The second continues from the cached keys and values with what is left
+of the options that have more tokens.
+
+Shapes: N prompts in a batch, R options in a group of the second pass, L tokens in the longest rest
+of an option, V entries in the vocabulary.
 """
 
 from __future__ import annotations
@@ -30,11 +34,11 @@ class Prediction:
     """A model's answer to one prompt.
 
     Attributes:
-        label: Index of the continuation with the highest score.
-        scores: Log-probability (natural logarithm) of each continuation: of its first token in
-            label scoring, of all its tokens in choice scoring.
-        label_norm: Index of the option with the highest score per character; None in label scoring.
-        truncated: Whether the prompt was cut to fit the cutoff.
+        label: index of the continuation with the highest score.
+        scores: natural logarithm of each continuation's probability; in label scoring that of its
+            first token, in choice scoring that of all its tokens.
+        label_norm: index of the option with the highest score per character; None in label scoring.
+        truncated: whether the prompt was cut to fit the cutoff.
     """
 
     label: int
@@ -45,6 +49,8 @@ class Prediction:
 
 @dataclass(frozen=True)
 class _Request:
+    """A tokenised prompt; `position` is its place in the caller's list."""
+
     position: int
     prompt: Prompt
     prefix: list[int]
@@ -53,6 +59,7 @@ class _Request:
 
     @property
     def num_tokens(self) -> int:
+        """Number of tokens of the longest row that the prompt needs; a last token is not fed."""
         return len(self.prefix) + max(len(ids) - 1 for ids in self.continuations)
 
 
@@ -70,25 +77,28 @@ def score(
 ) -> list[Prediction]:
     """Returns the model's answer to every prompt, in the prompts' order.
 
+    The model is in evaluation mode meanwhile, and each of its modules returns to its own mode.
+
     Args:
-        model: A causal language model of transformers, with or without adapters.
-        tokenizer: Its tokenizer.
-        prompts: The worded examples.
-        scoring: `label` compares the continuations' first tokens; `choice` their total
-            log-likelihood, with each prompt's prefix computed once for all its options.
-        batch_tokens: Bound on the tokens, padding included, that a batch keeps in memory; in choice
-            scoring every option counts with its prefix. A longer single prompt is still scored.
-        cutoff: Most tokens of a prompt with its longest continuation; a longer prompt is cut from
-            its left.
-        progress: Called after each batch with the number of prompts it held.
-        on_batch: Called before each with the number of rows it computes, and their longest's
-            tokens.
-        live: Modules of the model that are run as in training.
+        model: causal language model of transformers, with or without adapters.
+        tokenizer: the model's tokenizer.
+        prompts: the worded examples.
+        scoring: `label` compares the first tokens of the continuations; `choice` compares the
+            log-likelihood of all their tokens, and computes each prompt once for all its options.
+        batch_tokens: largest number of tokens that a batch keeps in memory, padding included; in
+            choice scoring each option counts together with its prompt. A single prompt that is
+            longer makes a batch of its own.
+        cutoff: largest number of tokens of a prompt with its longest continuation; a longer prompt
+            loses its beginning.
+        progress: function that is called after each batch with its number of prompts.
+        on_batch: function that is called before each batch with its number of rows and the number
+            of tokens of the longest.
+        live: modules of the model that stay in training mode.
 
     Raises:
-        FloatingPointError: A score is not finite; names the example.
-        ValueError: See `encoding.encode_prompt`, `fit_prefix` and `first_tokens`, or an unknown
-            `scoring`.
+        FloatingPointError: A score is not finite; the message names the example.
+        ValueError: `scoring` is unknown, or a prompt is refused by `encoding.encode_prompt`,
+            `fit_prefix` or `first_tokens`.
     """
     choose("scoring", scoring, SCORINGS)
     requests = []
@@ -120,7 +130,7 @@ def score(
 
 @contextmanager
 def _evaluating(model: nn.Module, live: Sequence[nn.Module]) -> Iterator[None]:
-    # Remembered per module, because a model can hold modules in evaluation mode while it trains.
+    # The mode is kept per module, because a model that trains can hold modules that do not.
     training = [module for module in model.modules() if module.training]
     model.eval()
     for module in live:
@@ -136,7 +146,8 @@ def _evaluating(model: nn.Module, live: Sequence[nn.Module]) -> Iterator[None]:
 def _batches(
     requests: Sequence[_Request], batch_tokens: int, scoring: Scoring
 ) -> Iterator[list[_Request]]:
-    # Like lengths go together, the longest first: too large a batch fails at once, not at the end.
+    # Prompts of like length share a batch, which needs little padding. The longest come first, so
+    # that a batch too large for memory fails at once and not at the end.
     batch: list[_Request] = []
     num_rows = 0
     for request in sorted(requests, key=lambda request: request.num_tokens, reverse=True):
@@ -155,13 +166,13 @@ def _num_rows(request: _Request, scoring: Scoring) -> int:
 
 
 def _score_batch(model: nn.Module, batch: Sequence[_Request]) -> list[Tensor]:
-    """Returns, per request, the log-likelihood of its continuations, each (num_continuations,)."""
+    """Returns the log-likelihoods of each request's continuations, (num_continuations,) each."""
     device = next(model.parameters()).device
     options = [(n, ids) for n, request in enumerate(batch) for ids in request.continuations]
     rows = torch.tensor([n for n, _ in options], device=device)
     first = torch.tensor([ids[0] for _, ids in options], device=device)
-    # Options whose lengths share their leading power of two go together: padding all of a batch to
-    # its longest option would triple the work on real rows.
+    # Options are grouped by the power of two below their length. Padding all options of a batch to
+    # the longest would triple the work on the rows of the real tasks.
     groups: dict[int, list[int]] = {}
     for index, (_, ids) in enumerate(options):
         if len(ids) > 1:
@@ -177,7 +188,7 @@ def _score_batch(model: nn.Module, batch: Sequence[_Request]) -> list[Tensor]:
     )
     scores = _log_probs(outputs.logits[rows, -1], first)  # one per option
     for group in groups.values():
-        # What is left of an option after its first token, which the prefix has predicted.
+        # The first pass has given the probability of the first token; the rest is fed here.
         inputs, mask = _pad([options[index][1][:-1] for index in group], "right", device)
         targets, _ = _pad([options[index][1][1:] for index in group], "right", device)
         indices = torch.tensor(group, device=device)
@@ -196,19 +207,19 @@ def _score_batch(model: nn.Module, batch: Sequence[_Request]) -> list[Tensor]:
 
 
 def _select_rows(cache: Cache, rows: Tensor) -> Cache:
-    """Returns a cache of the given rows (R,) and leaves `cache` as it is."""
+    """Returns a cache of the given rows, (R,) int64, and leaves `cache` as it is."""
     selected = copy.copy(cache)
-    # The selection replaces a layer's tensors and does not write into them, so that shallow copies
-    # of the layers keep the original whole.
+    # The selection gives each layer new tensors and does not write into the old ones, so shallow
+    # copies of the layers are enough.
     selected.layers = [copy.copy(layer) for layer in cache.layers]
     selected.batch_select_indices(rows)
     return selected
 
 
 def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
-    """Returns log p(target), shape (...,), of logits (..., V) and target ids (...,).
+    """Returns log p(target), (...,), for logits (..., V) and target ids (...,) int64.
 
-    In float32 at least: a half-precision logarithm of a sum over V has three digits.
+    It is computed in float32 at least, because a logarithm in half precision has three digits.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     chosen = logits.gather(-1, targets[..., None]).squeeze(-1)
@@ -216,11 +227,11 @@ def _log_probs(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _pad(sequences: Sequence[list[int]], side: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Returns ids and mask (1 real, 0 padding), both (num_sequences, longest), int64."""
+    """Returns ids and mask (1 for a token, 0 for padding), both (num_sequences, longest) int64."""
     longest = max(map(len, sequences))
     ids, mask = [], []
     for sequence in sequences:
-        # Any id will do for padding, which is masked; 0 is in every vocabulary.
+        # Padding is masked, so that any id will do; every vocabulary has 0.
         padding = [0] * (longest - len(sequence))
         ones = [1] * len(sequence)
         ids.append(padding + sequence if side == "left" else sequence + padding)
@@ -231,16 +242,16 @@ def _pad(sequences: Sequence[list[int]], side: str, device: torch.device) -> tup
 def predict(
     prompt: Prompt, scores: Sequence[float], lengths: Sequence[int] | None, truncated: bool
 ) -> Prediction:
-    """The answer that scores give.
+    """Returns the answer that scores give.
 
     Args:
-        prompt: That was answered.
-        scores: Log-probability of each continuation.
-        lengths: Characters of each, for the score per character; None for no such answer.
-        truncated: Whether the prompt was cut.
+        prompt: the prompt that was scored.
+        scores: natural logarithm of each continuation's probability.
+        lengths: number of characters of each option, for `label_norm`; None leaves that out.
+        truncated: whether the prompt was cut.
 
     Raises:
-        FloatingPointError: A score is not finite; names the example.
+        FloatingPointError: A score is not finite; the message names the example.
     """
     if not all(map(math.isfinite, scores)):
         raise FloatingPointError(

@@ -1,9 +1,9 @@
 """Where rows come from: the hub, a local directory, or the miniature that ships with the project.
 
-All three give equal examples for equal rows, and the same kind of error: `DataError`, one line that
-names file, row (from 1), column and what was expected there. A row that cannot be used is refused,
-or left out and named where the caller asks for that; a file that cannot be read to its end is
-always refused, because nobody knows what it held.
+All three give equal examples for equal rows. They also raise the same error, `DataError`, whose
+message is one line with the file, the number of the row (counted from 1), the column and what was
+expected there. A row that cannot be used is an error unless the caller asks to have such rows left
+out. A file that cannot be read to its end is always an error, because nobody knows what is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.base import Example, Task
-from tasks.fields import RowError, show
+from tasks.fields import RowError
+from tasks.messages import first_line, short_repr
 
 MINIATURE_DIR = Path(__file__).parent / "miniature" / "data"
 
@@ -31,19 +32,19 @@ class DataError(ValueError):
 
 
 class Source(ABC):
-    """A place that task splits are loaded from.
+    """A place that the splits of tasks are loaded from.
 
     Attributes:
-        label: Its name in tables and records.
+        label: name of the source in tables and records.
     """
 
     label: str
 
     @abstractmethod
     def unavailable(self, task: Task, split: str) -> str | None:
-        """Returns in one line why the split cannot be had here, None if nothing is known against.
+        """Returns, in one line, why a split cannot be loaded; None if no reason is known.
 
-        Nothing is downloaded and no file's content is read to answer.
+        The check downloads nothing and reads no file's content.
         """
 
     @abstractmethod
@@ -53,14 +54,14 @@ class Source(ABC):
         """Returns all examples of the split, in the source's order.
 
         Args:
-            task: The data set.
-            split: Name of the split.
-            bad_rows: Takes what is wrong with each row that cannot be used, and such rows are left
-                out; None refuses the first of them.
+            task: the data set.
+            split: name of the split.
+            bad_rows: list that gets an error for each row that cannot be used, and such rows are
+                left out; with None, the first of them is raised.
 
         Raises:
-            DataError: The split is not there or cannot be read, a row of it cannot be used (with
-                `bad_rows`, none can), or two rows have one id.
+            DataError: The split is missing or cannot be read, or a row of it cannot be used. With
+                `bad_rows`, unusable rows raise only where no row is left.
         """
 
 
@@ -98,7 +99,7 @@ class LocalSource(Source):
 
 
 class HubSource(Source):
-    """Data sets of the Hugging Face hub, at the revisions that the tasks pin."""
+    """Data sets of the Hugging Face hub, at the revisions that the tasks name."""
 
     label = "hub"
 
@@ -115,33 +116,32 @@ class HubSource(Source):
             import datasets
             from huggingface_hub.utils.logging import set_verbosity_error
 
-            # It logs every retry; what the retries come to is said once, below.
+            # The library logs each of its retries. If they all fail, the error below says so once.
             set_verbosity_error()
             rows = datasets.load_dataset(hub.path, hub.config, revision=hub.revision, split=split)
-        # Offline, gated, missing and broken data sets raise types of five libraries that have no
-        # common base; every one of them means the same to the user.
+        # A data set that is gated, missing or broken, and a hub that cannot be reached, raise
+        # exceptions of five libraries without a common base. To the user they mean the same.
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
             raise DataError(
-                f"{task.name}: the hub did not deliver {where}: {reason}; "
+                f"{task.name}: the hub did not deliver {where}: {first_line(error)}; "
                 f"use --data-dir DIR with DIR/{task.directory}/{split}.jsonl to load a local copy"
             ) from error
         return _parse_rows(rows, task, split, where, bad_rows)
 
 
 def open_source(data_dir: Path | None = None, bundled: bool = False) -> Source:
-    """Returns the source of all rows of a run.
+    """Returns the source that a run loads all its rows from.
 
     Args:
-        data_dir: Root of a local copy of the data.
-        bundled: Use the miniature data that ships with the project.
+        data_dir: root of a local copy of the data.
+        bundled: whether to use the miniature that ships with the project.
 
     Returns:
-        The bundled miniature, the local directory or, with neither, the hub.
+        The local directory, the miniature or, if neither is asked for, the hub.
 
     Raises:
         DataError: `data_dir` is not a directory.
-        ValueError: Both sources are asked for.
+        ValueError: Both a local directory and the miniature are asked for.
     """
     if data_dir is None:
         return LocalSource(MINIATURE_DIR, "bundled miniature") if bundled else HubSource()
@@ -149,26 +149,26 @@ def open_source(data_dir: Path | None = None, bundled: bool = False) -> Source:
         raise ValueError(f"data_dir is {data_dir}: must not be given with the bundled data")
     if not os.path.isdir(data_dir):
         raise DataError(f"{data_dir}: no such directory, expected the root of the data")
-    # A name need not be UTF-8, but tables and records are.
+    # The name of a directory need not be UTF-8, but tables and records are.
     name = data_dir.resolve().name.encode("utf-8", "backslashreplace").decode("utf-8")
     return LocalSource(data_dir, f"local directory {name}")
 
 
 class _BadLine(ValueError):
-    """A line of a file is not a row at all."""
+    """A line of a file holds no row."""
 
 
 def _parse_rows(
     rows: Iterable[Any], task: Task, split: str, where: str, bad_rows: list[DataError] | None
 ) -> list[Example]:
-    """The examples of rows, or of the lines of JSON (bytes) that hold them."""
+    """Returns the examples of rows, each a dict or the line of JSON (bytes) that holds one."""
     examples: list[Example] = []
     numbers: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         try:
             example = _parse_row(row, task, f"{split}-{number}")
             if example.id in numbers:
-                problem = f"got {show(example.id)}, which row {numbers[example.id]} has"
+                problem = f"got {short_repr(example.id)}, which row {numbers[example.id]} has"
                 raise RowError("id", problem)
         except (RowError, _BadLine) as error:
             problem = f"{where}, row {number}{_explained(error, task)}"
@@ -185,7 +185,7 @@ def _parse_rows(
 
 
 def _explained(error: RowError | _BadLine, task: Task) -> str:
-    """What is wrong, as it goes on after the row's number."""
+    """Returns the part of a message that follows the row's number."""
     if isinstance(error, RowError):
         return f", column {error.column}: {error.problem}, expected {task.columns[error.column]}"
     return f": {error}"
@@ -195,7 +195,7 @@ def _parse_row(row: Any, task: Task, default_id: str) -> Example:
     if isinstance(row, bytes):
         row = _parse_line(row)
     if not isinstance(row, dict):
-        raise _BadLine(f"got {show(row)}, expected columns {', '.join(task.columns)}")
+        raise _BadLine(f"got {short_repr(row)}, expected columns {', '.join(task.columns)}")
     return task.parse(row, default_id)
 
 
@@ -211,17 +211,17 @@ def _parse_line(line: bytes) -> Any:
     except json.JSONDecodeError as error:
         problem = f"{error.msg} at column {error.colno}"
         raise _BadLine(f"not JSON ({problem}), expected one object a line") from error
-    # Of numbers with thousands of digits, and of the two hooks.
+    # Numbers of thousands of digits raise it, and so do the two hooks.
     except ValueError as error:
         raise _BadLine(f"not JSON that can be used ({error})") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, in which a repeated name would otherwise hide the value before it."""
+    """Returns a JSON object as a dict; a name that it has twice would hide a value: refused."""
     values = dict(pairs)
     if len(values) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{show(twice)} is there twice")
+        raise ValueError(f"{short_repr(twice)} is there twice")
     return values
 
 
@@ -233,8 +233,8 @@ def _read_lines(path: Path) -> Iterator[bytes]:
     number = 1
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            # A binary file ends its lines at "\n" only; str.splitlines and text files would also
-            # cut at the separators (U+2028, "\r") that questions contain.
+            # A file opened as bytes ends its lines at "\n" only. str.splitlines and text files also
+            # end them at separators that questions contain (U+2028, "\r").
             for line in file:
                 yield line
                 number += 1
@@ -243,13 +243,12 @@ def _read_lines(path: Path) -> Iterator[bytes]:
 
 
 def _read_parquet(path: Path) -> list[Any]:
-    # Imported here because the JSON files need no pyarrow.
+    # Imported here because JSON files do not need it.
     import pyarrow
     import pyarrow.parquet
 
     try:
         return pyarrow.parquet.ParquetFile(path).read().to_pylist()
-    # A damaged file can hold text that is not UTF-8 and dates that are none.
+    # A damaged file can also hold text that is not UTF-8, or dates that do not exist.
     except (OSError, ValueError, OverflowError, pyarrow.ArrowException) as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise DataError(f"{path}: not a readable parquet file ({reason})") from error
+        raise DataError(f"{path}: not a readable parquet file ({first_line(error)})") from error

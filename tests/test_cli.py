@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import subprocess
 import sys
@@ -168,18 +170,24 @@ def test_help_is_of_the_table_asked_for() -> None:
     assert all("--render-only" in text and "--table" in text for text in helps.values())
 
 
+ARGUMENTS = ("--tasks", "arc-e,boolq", "--methods", "base,mixlora", "--limit-train", "32")
+
+
+def run_here(output: Path) -> str:
+    """Runs four small cells in this process and returns what that prints."""
+    from reproduce import main
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([*ARGUMENTS, "--limit-eval", "20", "--output", str(output)]) == 0
+    return printed.getvalue()
+
+
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An output folder filled by a real run of four small cells, and what the run printed."""
+    """An output folder filled by a run of four small cells, and what the run printed."""
     output = tmp_path_factory.mktemp("run")
-    arguments = ["--tasks", "arc-e,boolq", "--methods", "base,mixlora"]
-    limits = ["--limit-train", "32", "--limit-eval", "20", "--output", str(output)]
-    result = command("--table", "main", *arguments, *limits)
-    assert result.returncode == 0, result.stderr
-    return output, result.stdout
-
-
-ARGUMENTS = ("--tasks", "arc-e,boolq", "--methods", "base,mixlora", "--limit-train", "32")
+    return output, run_here(output)
 
 
 def test_a_second_run_computes_nothing_and_shows_the_same(first_run: tuple[Path, str]) -> None:
@@ -214,10 +222,9 @@ def test_deleting_a_record_runs_that_cell_only(first_run: tuple[Path, str], tmp_
     records = sorted((tmp_path / "copy" / "records").iterdir())
     before = {path: path.stat().st_mtime_ns for path in records[1:]}
     records[0].unlink()
-    again = command(*ARGUMENTS, "--limit-eval", "20", "--output", str(tmp_path / "copy"))
-    assert again.returncode == 0, again.stderr
+    again = run_here(tmp_path / "copy")
     assert records[0].exists()
     assert {path: path.stat().st_mtime_ns for path in records[1:]} == before
-    assert [line for line in again.stdout.splitlines() if line.startswith("| ")] == [
+    assert [line for line in again.splitlines() if line.startswith("| ")] == [
         line for line in printed.splitlines() if line.startswith("| ")
     ]

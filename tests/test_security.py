@@ -1,14 +1,16 @@
-"""What the code must not do, seen on its source: run text as code, read pickles, reach the network.
+"""What the code must not do: run text as code, read pickles, reach the network.
 
-The check is itself checked on planted lines. What a run does is in `test_containment.py`.
+Rules of ruff find most of it: `pyproject.toml` selects them and `make lint` runs them. `findings`
+looks for the rest. Both are checked on planted lines. What a run does to the machine is tested in
+`test_containment.py`.
 """
 
 from __future__ import annotations
 
 import ast
-import builtins
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,62 +19,94 @@ from typing import Any
 import pytest
 
 from .audit_pins import audit
-from .test_architecture import PRODUCT, ROOT, name_of
 
-SOURCES = [*PRODUCT, *sorted((ROOT / "examples").rglob("*.py"))]
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("mixlora", "baselines", "tasks", "harness", "examples")
+SOURCES = sorted(
+    [ROOT / "reproduce.py", *(f for part in PARTS for f in (ROOT / part).rglob("*.py"))]
+)
 
-#: Modules that read objects by running code, or that reach the network; never needed here.
-FORBIDDEN_MODULES = {
-    *("marshal", "shelve", "dill", "cloudpickle", "joblib"),
-    *("socket", "requests", "httpx", "aiohttp", "urllib.request", "http.client", "ftplib"),
-    *("smtplib", "webbrowser"),
-}
-FORBIDDEN_CALLS = {
-    *(f"builtins.{name}" for name in ("eval", "exec", "compile", "__import__")),
-    *("os.system", "os.popen", "subprocess.getoutput", "subprocess.getstatusoutput"),
-    *("yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle", "torch.hub.load"),
-    *("tempfile.mktemp", "shutil.unpack_archive"),
-}
 #: Arguments that a call must have, as they are written.
-REQUIRED_ARGUMENTS = {
-    "torch.load": ("weights_only", "True"),
-    "yaml.load": ("Loader", "yaml.SafeLoader"),
-    "jinja2.Environment": ("autoescape", "True"),
-}
+REQUIRED_ARGUMENTS = {"torch.load": ("weights_only", "True")}
 #: Arguments that no call may have, but with this value.
 RISKY_ARGUMENTS = {"shell": "False", "trust_remote_code": "False", "allow_pickle": "False"}
 
+REFUSED_BY_RUFF = [
+    "eval('1')",
+    "import builtins\nbuiltins.exec('1')",
+    "import os\nos.system('ls')",
+    "from os import system as run\nrun('ls')",
+    "import os as o\no.execv('/bin/ls', [])",
+    "import subprocess\nsubprocess.run(['ls'], shell=True)",
+    "import subprocess\nsubprocess.run(command, shell=flag)",
+    "import subprocess\nsubprocess.run(f'ls {folder}')",
+    "import subprocess\nsubprocess.getoutput('ls')",
+    "from subprocess import Popen\nPopen('ls ' + folder)",
+    "import pickle\npickle.loads(data)",
+    "from pickle import load\nload(file)",
+    "import marshal",
+    "import dill",
+    "from joblib import load",
+    "import yaml\nyaml.load(text)",
+    "import yaml\nyaml.load(text, Loader=yaml.Loader)",
+    "import yaml\nyaml.unsafe_load(text)",
+    "import torch\ntorch.hub.load(name)",
+    "import pandas as pd\npd.read_pickle(path)",
+    "import tarfile\ntarfile.open(path).extractall(folder)",
+    "import shutil\nshutil.unpack_archive(path)",
+    "import tempfile\ntempfile.mktemp()",
+    "import socket",
+    "import urllib.request",
+    "from urllib import request",
+    "import requests",
+    "def f():\n    from http.client import HTTPConnection",
+    "from jinja2 import Environment\nEnvironment(loader=x)",
+    "assert x",
+    "try:\n    x()\nexcept:\n    y()",
+    "try:\n    x()\nexcept OSError:\n    pass",
+]
+REFUSED_HERE = [
+    "compile('1', '', 'eval')",
+    "__import__('os')",
+    "import builtins\nbuiltins.compile('1')",
+    "import torch\ntorch.load(path)",
+    "import torch\ntorch.load(path, weights_only=False)",
+    "from torch import load\nload(path)",
+    "import subprocess\nsubprocess.run(command, shell=flag)",
+    "import transformers\ntransformers.AutoConfig.from_pretrained(x, trust_remote_code=True)",
+    "options = {'trust_remote_code': wanted}",
+    "from transformers import AutoModelForCausalLM as A\nA.from_pretrained(x)",
+    "import numpy as np\nnp.load(path, allow_pickle=True)",
+]
+ALLOWED = [
+    "model.eval()\nre.compile('a')",
+    "import torch\ntorch.load(path, weights_only=True)",
+    "import numpy as np\nnp.load(path)",
+    "from urllib.parse import quote",
+    "from jinja2 import Environment\nEnvironment(autoescape=True)",
+    "options = {'trust_remote_code': False}",
+    "try:\n    x()\nexcept OSError:\n    raise",
+]
+
 
 def findings(source: str) -> list[str]:
-    """What a module does that it must not, as "line: what"."""
-    return [f"{line}: {what}" for line, what in _findings(ast.parse(source))]
-
-
-def _findings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """What a module does that it must not and that ruff does not see, as "line: what"."""
+    tree = ast.parse(source)
     names = dict(_imported(tree))
+    found: list[tuple[int, str]] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            for full in dict(_imported(node)).values():
-                if any(f"{full}.".startswith(f"{module}.") for module in FORBIDDEN_MODULES):
-                    yield node.lineno, f"imports {full}"
-        elif isinstance(node, ast.Attribute | ast.Name):
-            full = _full_name(node, names)
-            # The one exception that torch's safe reader raises is named there.
-            if full.startswith("pickle.") and full != "pickle.UnpicklingError":
-                yield node.lineno, full
-        elif isinstance(node, ast.Call):
-            yield from _of_call(node, _full_name(node.func, names))
+        if isinstance(node, ast.Call):
+            found += _in_call(node, _full_name(node.func, names))
         elif isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values, strict=True):
-                if isinstance(key, ast.Constant) and key.value in RISKY_ARGUMENTS:
-                    yield from _risky(node.lineno, str(key.value), value)
+                if isinstance(key, ast.Constant):
+                    found += _risky(node.lineno, str(key.value), value)
+    return [f"{line}: {what}" for line, what in found]
 
 
-def _of_call(node: ast.Call, full: str) -> Iterator[tuple[int, str]]:
-    if full in FORBIDDEN_CALLS or full.startswith(("os.exec", "os.spawn")):
+def _in_call(node: ast.Call, full: str) -> Iterator[tuple[int, str]]:
+    if full.removeprefix("builtins.") in ("compile", "__import__"):
         yield node.lineno, f"calls {full}"
-    if full.endswith(".extractall"):
-        yield node.lineno, "unpacks an archive to wherever it says"
     arguments = {each.arg: ast.unparse(each.value) for each in node.keywords}
     if full in REQUIRED_ARGUMENTS:
         name, value = REQUIRED_ARGUMENTS[full]
@@ -81,108 +115,75 @@ def _of_call(node: ast.Call, full: str) -> Iterator[tuple[int, str]]:
     loads_model = full.startswith("transformers.AutoModel") and full.endswith(".from_pretrained")
     if loads_model and arguments.get("use_safetensors") != "True":
         yield node.lineno, "may read pickled weights: use_safetensors=True is missing"
-    texts = ast.JoinedStr | ast.Constant | ast.BinOp
-    if full.startswith("subprocess.") and node.args and isinstance(node.args[0], texts):
-        yield node.lineno, "runs a command that is one text"
     for keyword in node.keywords:
-        if keyword.arg in RISKY_ARGUMENTS:
-            yield from _risky(node.lineno, keyword.arg, keyword.value)
+        yield from _risky(node.lineno, str(keyword.arg), keyword.value)
 
 
 def _risky(line: int, name: str, value: ast.expr) -> Iterator[tuple[int, str]]:
-    if ast.unparse(value) != RISKY_ARGUMENTS[name]:
+    if name in RISKY_ARGUMENTS and ast.unparse(value) != RISKY_ARGUMENTS[name]:
         yield line, f"{name}={ast.unparse(value)}"
 
 
 def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Local name -> full name, of every import."""
+    """The name that each import binds in the module, and the full name of what it is bound to."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                # `import a.b` binds a.
-                bound = alias.asname or alias.name.partition(".")[0]
-                yield bound, alias.name if alias.asname or "." not in alias.name else bound
-                if "." in alias.name and not alias.asname:
-                    yield alias.name, alias.name
+                first = alias.name.partition(".")[0]  # `import a.b` binds a
+                yield (alias.asname, alias.name) if alias.asname else (first, first)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             for alias in node.names:
                 yield alias.asname or alias.name, f"{node.module}.{alias.name}"
 
 
 def _full_name(node: ast.expr, names: dict[str, str]) -> str:
-    """Of a chain of names, "numpy.load" for ``np.load``; "" before what is computed."""
+    """The full name of a dotted expression, "numpy.load" for `np.load`.
+
+    It begins with a dot where the expression begins with something else than a name.
+    """
     if isinstance(node, ast.Attribute):
         return f"{_full_name(node.value, names)}.{node.attr}"
-    if isinstance(node, ast.Name):
-        own = f"builtins.{node.id}" if hasattr(builtins, node.id) else node.id
-        return names.get(node.id, own)
-    return ""
+    return names.get(node.id, node.id) if isinstance(node, ast.Name) else ""
 
 
-@pytest.mark.parametrize("file", SOURCES, ids=name_of)
-def test_nothing_of_it_is_in_the_code(file: Path) -> None:
-    found = findings(file.read_text(encoding="utf-8"))
-    # A copy of the example loads what its user names there, a directory of this project here.
-    if file.parent.name == "examples":
-        found = [each for each in found if "use_safetensors" not in each]
+def test_the_code_does_none_of_it() -> None:
+    found = [
+        f"{file.relative_to(ROOT)}:{finding}"
+        for file in SOURCES
+        for finding in findings(file.read_text(encoding="utf-8"))
+        # A copy of the example loads what its user names there; here it names a model of ours.
+        if file.parent.name != "examples" or "use_safetensors" not in finding
+    ]
+    assert len(SOURCES) > 100
     assert found == []
 
 
-@pytest.mark.parametrize(
-    "planted",
-    [
-        "eval('1')",
-        "import builtins\nbuiltins.exec('1')",
-        "compile('1', '', 'eval')",
-        "__import__('os')",
-        "import os\nos.system('ls')",
-        "from os import system as run\nrun('ls')",
-        "import os as o\no.execv('/bin/ls', [])",
-        "import subprocess\nsubprocess.run(['ls'], shell=True)",
-        "import subprocess\nsubprocess.run(command, shell=flag)",
-        "import subprocess\nsubprocess.run(f'ls {folder}')",
-        "from subprocess import Popen\nPopen('ls ' + folder)",
-        "import pickle\npickle.loads(data)",
-        "from pickle import load\nload(file)",
-        "import dill",
-        "from joblib import load",
-        "import yaml\nyaml.load(text)",
-        "import yaml\nyaml.load(text, Loader=yaml.Loader)",
-        "import torch\ntorch.load(path)",
-        "import torch\ntorch.load(path, weights_only=False)",
-        "from torch import load\nload(path)",
-        "import transformers\ntransformers.AutoConfig.from_pretrained(x, trust_remote_code=True)",
-        "options = {'trust_remote_code': wanted}",
-        "from transformers import AutoModelForCausalLM as A\nA.from_pretrained(x)",
-        "import numpy as np\nnp.load(path, allow_pickle=True)",
-        "import pandas as pd\npd.read_pickle(path)",
-        "import tarfile\ntarfile.open(path).extractall(folder)",
-        "import tempfile\ntempfile.mktemp()",
-        "import urllib.request",
-        "from urllib import request",
-        "import requests",
-        "def f():\n    from http.client import HTTPConnection",
-        "from jinja2 import Environment\nEnvironment(loader=x)",
-    ],
-)
+@pytest.mark.parametrize("planted", REFUSED_HERE)
 def test_planted_lines_are_found(planted: str) -> None:
     assert len(findings(planted)) >= 1
 
 
-@pytest.mark.parametrize(
-    "fine",
-    [
-        "model.eval()\nre.compile('a')",
-        "import subprocess\nsubprocess.run(['git', 'status'], check=True)",
-        "import torch\ntorch.load(path, weights_only=True)",
-        "import pickle\ntry:\n    x()\nexcept pickle.UnpicklingError:\n    raise",
-        "import numpy as np\nnp.load(path)",
-        "from urllib.parse import quote",
-        "from jinja2 import Environment\nEnvironment(autoescape=True)",
-    ],
-)
-def test_what_is_fine_is_not(fine: str) -> None:
-    assert findings(fine) == []
+@pytest.mark.parametrize("allowed", ALLOWED)
+def test_what_is_allowed_is_not_found(allowed: str) -> None:
+    assert findings(allowed) == []
+
+
+def test_ruff_refuses_planted_lines_and_no_others(tmp_path: Path) -> None:
+    for number, code in enumerate([*REFUSED_BY_RUFF, *ALLOWED]):
+        (tmp_path / f"{number}.py").write_text(f'"""A module."""\n\n{code}\n')
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format", "json"]
+    result = subprocess.run(
+        [*command, "--config", str(ROOT / "pyproject.toml"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refused = {
+        int(Path(found["filename"]).stem)
+        for found in json.loads(result.stdout)
+        if re.fullmatch(r"S\d+|TID251|E722", found["code"])
+    }
+    assert refused == set(range(len(REFUSED_BY_RUFF)))
 
 
 @pytest.fixture

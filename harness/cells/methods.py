@@ -10,14 +10,17 @@ from tasks.names import choose
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-#: The untuned model; it has no adapter.
+#: Name of the untuned model, which has no adapter.
 BASE = "base"
+
+#: The keys of `mixlora.config.FORWARDS`, repeated here because that module loads torch.
+FORWARDS = ("vanilla", "shared", "fused")
 
 
 def _mixlora_config(
     target_modules: list[str], settings: AdapterSettings, use_dora: bool
 ) -> PeftConfig:
-    from mixlora import MixLoraConfig
+    from mixlora.config import MixLoraConfig
 
     return MixLoraConfig(
         task_type="CAUSAL_LM", target_modules=target_modules, use_dora=use_dora, **settings
@@ -33,7 +36,7 @@ _METHODS: dict[str, Method] = {
     )
 }
 
-#: Name -> title, in the order of the tables' rows.
+#: Name of a method -> its title, in the order of the tables' rows.
 METHOD_TITLES: dict[str, str] = {BASE: "base (untuned)"} | {
     name: method.title for name, method in _METHODS.items()
 }

@@ -1,13 +1,13 @@
 """Presets: which models, methods, data and settings a table is filled with.
 
-`tiny` runs anywhere in minutes, `small` is a real model on a CPU, `paper` is the paper's protocol
-(Table 3). No setting is chosen by looking at MixLoRA's results: where `tiny` and `small` differ
-from Table 3 it is for their time on a CPU, and `tiny`'s learning rate and batch were chosen on
-LoRA.
+`tiny` runs anywhere in minutes, `small` is a real model on a CPU, and `paper` is the paper's
+protocol (Table 3). No setting was chosen by looking at MixLoRA's results: `tiny` and `small` differ
+from Table 3 to be fast enough on a CPU, and `tiny`'s learning rate and batch were chosen on LoRA.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,18 +38,20 @@ class Preset:
     """What a table is filled with unless the command line says otherwise.
 
     Attributes:
-        name: As on the command line.
-        models: Names of `harness.models.weights.MODELS`.
-        methods: Methods run by default.
-        scoring: "label" or "choice".
-        dtype: Of the frozen weights.
-        bundled_data: Whether rows come from the bundled miniature; otherwise from the hub or
-            --data-dir.
-        train: How cells are tuned.
-        adapters: Method -> its settings.
-        checkpointing: Whether training recomputes activations to save memory; changes no number.
-        checkpoint_steps: Steps after which a training's state is written; 0 for never.
-        efficiency: Arguments of the efficiency tables that ``--table all`` makes.
+        name: name on the command line.
+        models: names of models, of those in `harness.models.weights.MODELS`.
+        methods: names of the methods that are run by default.
+        scoring: how answers are scored, "label" or "choice".
+        dtype: data type of the frozen weights, for example "bfloat16".
+        bundled_data: whether rows come from the bundled miniature; otherwise they come from the hub
+            or --data-dir.
+        train: how cells are tuned.
+        adapters: name of a method -> its settings.
+        gradient_checkpointing: whether training recomputes activations to save memory, which
+            changes no number.
+        checkpoint_steps: number of steps after which a training's state is written; 0 for never.
+        efficiency: options of the efficiency tables that ``--table all`` makes, one mapping of
+            field name to value a table.
     """
 
     name: str
@@ -60,9 +62,9 @@ class Preset:
     methods: tuple[str, ...] = _ALL_METHODS
     train: TrainSettings = field(default_factory=TrainSettings)
     adapters: dict[str, dict[str, Any]] = field(default_factory=lambda: _adapters(80, 16, 0.05))
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     checkpoint_steps: int = 0
-    efficiency: tuple[tuple[str, ...], ...] = ()
+    efficiency: tuple[Mapping[str, Any], ...] = ()
 
 
 PRESETS: dict[str, Preset] = {
@@ -75,17 +77,22 @@ PRESETS: dict[str, Preset] = {
             scoring="choice",
             dtype="float32",
             bundled_data=True,
-            # The paper's ratio of ranks, 5 to 1, at a quarter of its size. One epoch, and no
-            # dropout, whose masks are a fifth of the time: the table is to take three minutes.
+            # The ranks have the paper's ratio of 5 to 1 at a quarter of its size. There is one
+            # epoch and no dropout, whose masks would take a fifth of the time: the table is to take
+            # three minutes.
             train=TrainSettings(epochs=1, learning_rate=2e-3, batch_size=8),
             adapters=_adapters(20, 4, 0.0),
-            # One layer, and the rows that Tables 6 and 7 begin with: all rows of a whole model
-            # take most of an hour.
+            # Measuring all rows of the whole model would take most of an hour.
             efficiency=(
-                (
-                    *("--shape", "smollm2-135m", "--layers", "1", "--tokens", "64"),
-                    *("--methods", "lora,dora,mixlora/vanilla,mixlora/shared,mixlora/fused"),
-                ),
+                {
+                    "shape": "smollm2-135m",
+                    "layers": 1,
+                    "tokens": (1, 64),
+                    "methods": (
+                        *("lora", "dora"),
+                        *("mixlora/vanilla", "mixlora/shared", "mixlora/fused"),
+                    ),
+                },
             ),
         ),
         Preset(
@@ -94,13 +101,13 @@ PRESETS: dict[str, Preset] = {
             scoring="choice",
             dtype="float32",
             bundled_data=False,
-            # Table 3 but for one epoch of its two: on a CPU an epoch of 128 rows takes a minute.
+            # One epoch in place of Table 3's two: on a CPU an epoch of 128 rows takes a minute.
             train=TrainSettings(epochs=1),
-            # 16 long rows of PIQA under DoRA took 24 GB without.
-            checkpointing=True,
-            # A few minutes of work; a file of a third of a gigabyte.
+            # Without it a batch of 16 long rows of PIQA took 24 GB under DoRA.
+            gradient_checkpointing=True,
+            # A few minutes of work are lost at most; the file has a third of a gigabyte.
             checkpoint_steps=25,
-            efficiency=(("--shape", "smollm2-135m"),),
+            efficiency=({"shape": "smollm2-135m"},),
         ),
         Preset(
             name="paper",
@@ -110,13 +117,13 @@ PRESETS: dict[str, Preset] = {
             scoring="label",
             dtype="bfloat16",
             bundled_data=False,
-            # Table 3's batch of 16 in 8 accumulated micro-batches.
+            # Table 3's batch of 16, in 8 accumulated micro-batches.
             train=TrainSettings(batch_size=16, accumulation=8),
-            # LLaMA-2 7B's is 2.4 GB: weights and two moments of 203 M parameters in float32.
+            # The state of LLaMA-2 7B has 2.4 GB: 203 M parameters and their two moments in float32.
             checkpoint_steps=100,
             efficiency=(
-                ("--shape", "llama2-7b", "--layers", "32"),
-                ("--shape", "gemma-2b", "--layers", "18"),
+                {"shape": "llama2-7b", "layers": 32},
+                {"shape": "gemma-2b", "layers": 18},
             ),
         ),
     )

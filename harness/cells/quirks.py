@@ -1,8 +1,9 @@
-"""The as-run quirks of the released code, each a switch: the ``upstream`` protocol has them all on.
+"""The quirks of the released code, each of which can be switched on.
 
 Users could not reproduce the paper's numbers with the code that is said to have made them. Each
-quirk is what that code does and the paper does not say; the ``clean`` protocol has none.
-Torch-free: `running.quirk_effects`, `running.batches` and `tasks.encoding` make a cell behave so.
+quirk is something that this code does and the paper does not say. The ``clean`` protocol has none
+of them, the ``upstream`` protocol has them all. `harness.run` and `tasks.encoding` make a cell
+behave so; this module loads no torch.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ from tasks.names import choose
 
 from .spec import OWN, RunSpec
 
-#: Protocol -> whether its cells have all quirks.
+#: Name of a protocol -> whether its cells have all quirks.
 PROTOCOLS = {"clean": False, "upstream": True}
 
 
 @dataclass(frozen=True)
 class Quirk:
-    """One of them.
+    """One quirk.
 
     Attributes:
-        name: As on the command line.
-        effect: What the released code does, for tables.
-        concerns: Whether it can make a difference to a cell, by the cell's settings.
-        needs: Which cells those are, in words.
+        name: name on the command line.
+        effect: what the released code does, in words for tables.
+        concerns: says of a cell, by its settings, whether the quirk can make a difference to it.
+        needs: the cells that the quirk can make a difference to, in words.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Quirk:
 
 
 def is_arc(task_name: str) -> bool:
-    """Whether "arc-nine-labels" concerns a task."""
+    """Whether "arc-nine-labels" can make a difference to a task."""
     return task_name.startswith("arc-")
 
 
@@ -114,7 +115,7 @@ QUIRKS: dict[str, Quirk] = {
 
 
 def chosen_quirks(protocol: str, names: Collection[str]) -> tuple[str, ...]:
-    """The quirks of a protocol and those named, in `QUIRKS`' order.
+    """The quirks of a protocol together with those named, in the order of `QUIRKS`.
 
     Raises:
         ValueError: The protocol or a quirk is unknown; the message suggests near names.
@@ -126,5 +127,5 @@ def chosen_quirks(protocol: str, names: Collection[str]) -> tuple[str, ...]:
 
 
 def concerning(spec: RunSpec, names: Collection[str]) -> tuple[str, ...]:
-    """Those of the quirks that can make a difference to a cell."""
+    """The named quirks that can make a difference to a cell."""
     return tuple(name for name in QUIRKS if name in names and QUIRKS[name].concerns(spec))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-#: Raised when a change of the code can change a number: records of older versions are run again.
+from ..options import Options, option
+
+#: Raised by one when a change of the code can change a number: cells with a record of an older
+#: version are then run again.
 RESULTS_VERSION = 3
 
 #: What scores a cell: `tasks.scoring`, or lm-evaluation-harness (`harness.run.lm_eval`).
@@ -25,15 +30,16 @@ class TrainSettings:
     """How a cell is fine-tuned.
 
     Attributes:
-        epochs: Passes over the training rows.
-        learning_rate: Constant, without warm-up.
-        batch_size: Rows per optimiser step.
-        accumulation: Micro-batches a step is split into; the result is the same but for rounding,
-            dropout, whose masks are drawn per micro-batch, and the auxiliary loss, which is
-            balanced per micro-batch.
-        cutoff: Longest row in tokens; a longer prompt loses its beginning.
-        weight_decay: Of AdamW, on all adapter parameters.
-        group_by_length: Batches of like length, shuffled among themselves, to save padding.
+        epochs: number of passes over the training rows.
+        learning_rate: AdamW's learning rate, constant and without warm-up.
+        batch_size: number of rows per optimiser step.
+        accumulation: number of micro-batches that a step is split into. The result is the same but
+            for rounding, for dropout, whose masks are drawn per micro-batch, and for the auxiliary
+            loss, which is balanced per micro-batch.
+        cutoff: greatest length of a row in tokens; a longer prompt loses its beginning.
+        weight_decay: AdamW's weight decay, applied to all adapter parameters.
+        group_by_length: whether batches are made of rows of like length, to save padding, and then
+            shuffled.
     """
 
     epochs: int = 2
@@ -55,25 +61,25 @@ class RunSpec:
     """One cell: a model tuned by one method on some tasks and scored on them.
 
     Attributes:
-        model: Name of the model, as in reported.csv for the paper's.
-        method: Name of the method; "base" is not tuned.
-        train_tasks: Tasks trained on, empty for the base.
-        eval_tasks: Tasks scored.
-        seed: Of initialisation, dropout and data order; 0 for the base, which uses none.
-        scoring: "label" or "choice".
-        data: Where rows come from: "bundled", "hub", or "directory".
-        limit_train: Training rows taken per task, None for all.
-        limit_eval: Scored rows taken per task, None for all.
-        dtype: Of the frozen weights: "float32", "bfloat16" or "float16".
-        device: Kind of device: "cpu", "cuda" or "mps".
-        adapter: The method's own settings, sorted (name, value) pairs.
-        train: How it is tuned; None for the base.
-        expert_load: Whether the experts that tokens go to are counted as well.
-        evaluator: What scores it, "own" (`tasks.scoring`) or "lm-eval".
-        quantize: Bits that the frozen weights are quantised to, "4bit" or "8bit"; None for none.
-        quirks: Those of `quirks.QUIRKS` that are on and concern the cell.
-        packed_with: Titles of the cells it is trained together with, on which rounding and dropout
-            masks depend.
+        model: name of the model, which for the paper's models is that in reported.csv.
+        method: name of the method; "base" is not tuned.
+        train_tasks: names of the tasks trained on, none for the base.
+        eval_tasks: names of the tasks scored.
+        seed: seed of initialisation, dropout and data order; 0 for the base, which uses none.
+        scoring: how answers are scored, "label" or "choice".
+        data: where rows come from: "bundled", "hub" or "directory".
+        limit_train: number of training rows taken per task; None for all.
+        limit_eval: number of scored rows taken per task; None for all.
+        dtype: data type of the frozen weights: "float32", "bfloat16" or "float16".
+        device: kind of device: "cpu", "cuda" or "mps".
+        adapter: settings of the method as (name, value) pairs, sorted by name.
+        train: how the cell is tuned; None for the base.
+        expert_load: whether the tokens that each expert gets are counted as well.
+        evaluator: what scores the cell, "own" (`tasks.scoring`) or "lm-eval".
+        quantize: what the frozen weights are quantised to, "4bit" or "8bit"; None for nothing.
+        quirks: names of the `quirks.QUIRKS` that are on and make a difference to the cell.
+        packed_with: titles of the cells that it is trained together with, on which rounding and
+            dropout masks depend.
     """
 
     model: str
@@ -116,7 +122,11 @@ class RunSpec:
         return f"{self.model} {method} {'+'.join(self.eval_tasks)} seed {self.seed}{by}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON types; without what came later where it is the default, so that ids stay."""
+        """The fields in plain JSON types.
+
+        Fields with a default were added later. They are left out where they have it, so that the
+        ids of cells stored before stay as they are.
+        """
         data = json.loads(json.dumps(dataclasses.asdict(self)))
         for field in dataclasses.fields(self):
             if getattr(self, field.name) == field.default:
@@ -140,29 +150,76 @@ class RunSpec:
         return cls(**values)
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How cells are run; no part of what they are.
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, as 1/4")
+    return int(match[1]), int(match[2])
 
-    Attributes:
-        gradient_checkpointing: Train in less memory and more time, to the same numbers.
-        packed: Most cells trained together; those that are say so in `RunSpec.packed_with`.
-        checkpoint_steps: Steps after which a training's state is written; 0 for never.
-        auto_batch: Where a training runs out of memory, begin it again with micro-batches of half
-            the rows and twice as many of them, down to one row. See `TrainSettings.accumulation`.
-        shard: (i, n) to run every n-th pack from the i-th on, counted from 1.
-        executor: "local" or "ray".
-        cpus_per_cell: CPUs, and torch's threads, of a pack that Ray runs; None for as many threads
-            as torch has in this process. Rounding depends on it.
+
+@dataclass(frozen=True)
+class RunOptions(Options):
+    """How cells are run, which is no part of what they are.
+
+    Their results are the same but for rounding, and for what the help of an option names.
     """
 
-    gradient_checkpointing: bool = False
-    packed: int = 1
-    checkpoint_steps: int = 0
-    auto_batch: bool = False
-    shard: tuple[int, int] = (1, 1)
-    executor: str = LOCAL
-    cpus_per_cell: int | None = None
+    GROUP: ClassVar[str] = "how cells are run"
+
+    gradient_checkpointing: bool = option(
+        False,
+        "train in less memory and more time, to the same numbers",
+        of_preset=True,
+        absent="the preset's; small does",
+    )
+    packed: int = option(
+        1,
+        "train up to N cells together, MixLoRA's or MixDoRA's of the same model and settings",
+        read=int,
+        least=1,
+        metavar="N",
+        absent="1: each alone",
+    )
+    checkpoint_steps: int = option(
+        0,
+        "write the state of a training every N steps and at its end, so that a killed run goes on "
+        "from there; 0 never",
+        read=int,
+        least=0,
+        metavar="N",
+        of_preset=True,
+        absent="tiny 0, small 25, paper 100",
+    )
+    auto_batch: bool = option(
+        False,
+        "where a training runs out of memory, begin it again with half the micro-batch and twice "
+        "the accumulation: the same result but for dropout and the auxiliary loss",
+    )
+    shard: tuple[int, int] = option(
+        (1, 1),
+        "run every N-th cell (pack) from the I-th on, as one of N jobs of an array",
+        read=_shard,
+        metavar="I/N",
+        absent="all cells",
+    )
+    executor: str = option(
+        LOCAL,
+        "where cells are run: in this process, or as tasks of the Ray cluster of RAY_ADDRESS (of "
+        "one started here without it), each with a GPU where the device is cuda",
+        known=EXECUTORS,
+    )
+    cpus_per_cell: int | None = option(
+        None,
+        "CPUs and threads of a cell that Ray runs; rounding depends on them",
+        read=int,
+        metavar="N",
+        absent="as many threads as here",
+    )
+
+    def __post_init__(self) -> None:
+        cpus = self.cpus_per_cell
+        if cpus is not None and (cpus < 1 or self.executor == LOCAL):
+            raise ValueError(f"cpus-per-cell is {cpus}: expected at least 1, and --executor {RAY}")
 
 
 @dataclass(frozen=True)
@@ -170,10 +227,10 @@ class Fingerprints:
     """Hashes of everything outside a `RunSpec` that can change its result.
 
     Attributes:
-        train_data: Of the training rows taken, "" for the base.
-        eval_data: Of the scored rows taken.
-        model: Of the weights: SHA-256 of the files, or the hub's commit.
-        prompts: Of the prompts' wording.
+        train_data: hash of the training rows taken; "" for the base.
+        eval_data: hash of the scored rows taken.
+        model: hash of the weights: SHA-256 of the files, or the hub's commit.
+        prompts: hash of the prompts' wording.
         results_version: `RESULTS_VERSION` of the code.
     """
 
@@ -185,7 +242,7 @@ class Fingerprints:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Fingerprints:
-        """Those of a stored file, which has them all.
+        """The fingerprints in a stored file, which must have each of them.
 
         Raises:
             ValueError: One is missing, or there are more.

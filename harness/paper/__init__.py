@@ -1,1 +1,1 @@
-"""The paper against itself: its derived figures recomputed from its own cells. Torch-free."""
+"""The numbers that papers report, and the MixLoRA paper audited against itself. Torch-free."""

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from harness.paper.reported import KEY_COLUMNS, REPORTED_CSV, read_reported
-from harness.rendering.compare import place_of
+from .reported import KEY_COLUMNS, REPORTED_CSV, place_of, read_reported
 
-#: (table, model, method, setting, task, metric), as in reported.csv.
+#: What a number is of: (table, model, method, setting, task, metric), as in reported.csv.
 Key = tuple[str, str, str, str, str, str]
 
 AGREES, ROUNDING, CONTRADICTS = "agrees", "rounding", "contradicts"
@@ -22,9 +21,9 @@ class Printed:
     """One row of reported.csv.
 
     Attributes:
-        line: Its line in the file, the header being line 1.
-        key: What it is of.
-        text: As printed; a number, save in the settings of Table 3.
+        line: number of its line in the file; the header is line 1.
+        key: what the number is of.
+        text: the value as printed; a number, except in the settings of Table 3.
         unit: "%", "pp", "GB", ...
     """
 
@@ -35,7 +34,7 @@ class Printed:
 
     @property
     def where(self) -> str:
-        """Location for people: table and what names the cell there."""
+        """The table, and what names the cell in it, as text."""
         table, *rest = self.key
         return ", ".join([place_of(table), *(part for part in rest if part)])
 
@@ -45,9 +44,9 @@ class Printed:
 
     @property
     def half(self) -> float:
-        """Half a unit of the last printed digit: how far the number before rounding can be off.
+        """Half a unit of the last printed digit: how far off the number before rounding can be.
 
-        Whole numbers that end in zeros are taken to be rounded there: 2380 examples are 2376.
+        A whole number that ends in zeros counts as rounded there: 2380 can stand for 2376.
         """
         whole, _, decimals = self.text.partition(".")
         if decimals:
@@ -60,10 +59,10 @@ class Recomputed:
     """A value that follows from others, and how far their rounding can move it.
 
     Attributes:
-        value: From the numbers as printed.
-        low: Smallest, from numbers that would be printed like that.
-        high: Largest.
-        inputs: Lines of those numbers.
+        value: the value that follows from the numbers as printed.
+        low: the smallest value that numbers printed like these can give.
+        high: the largest such value.
+        inputs: the lines of those numbers.
     """
 
     value: float
@@ -87,10 +86,10 @@ class Check:
     """A printed number beside its recomputed value.
 
     Attributes:
-        kind: "average", "delta", "ratio", "reprint", "parameters", "attainable", "size".
-        printed: The number.
-        recomputed: What it should be.
-        why: What it was recomputed from, for people.
+        kind: "average", "delta", "ratio", "reprint", "parameters", "attainable" or "size".
+        printed: the number as printed.
+        recomputed: the value that it should have.
+        why: what it was recomputed from, as text.
     """
 
     kind: str
@@ -100,8 +99,10 @@ class Check:
 
     @property
     def verdict(self) -> str:
-        """`AGREES`: the printed digits are those of the recomputed value. `ROUNDING`: they are not,
-        but numbers that are printed like the inputs give them. `CONTRADICTS`: none do.
+        """How the printed number compares with the recomputed value.
+
+        `AGREES`: the printed digits are those of the recomputed value. `ROUNDING`: they are not,
+        but other inputs that would be printed alike give them. `CONTRADICTS`: no such inputs do.
         """
         printed, half = self.printed.value, self.printed.half + 1e-9
         if abs(printed - self.recomputed.value) <= half:
@@ -153,4 +154,5 @@ def attainable(row: Printed, examples: int) -> Recomputed:
 
 
 def mean(*values: float) -> float:
+    """The mean of at least one value."""
     return math.fsum(values) / len(values)

@@ -11,8 +11,7 @@ from typing import Any, cast
 
 from tasks import Example, get_task
 from tasks.base import Scoring
-from tasks.data import fingerprint, select
-from tasks.mixture import mix
+from tasks.data import fingerprint, mix, select
 from tasks.prompts import Prompt, prompt_fingerprint, render
 from tasks.sources import DataError, Source
 

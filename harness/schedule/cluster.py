@@ -58,7 +58,7 @@ def run_on_ray(
         OutputError: A worker cannot write a result, or has not written it where this process looks.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ValueError("--executor ray: ray is not installed; pip install '.[ray]'")
+        raise ValueError("--executor ray: ray is not installed; pip install --group ray")
     import torch
 
     gpu = any(spec.device == "cuda" for work in waiting for spec in work.ids)

@@ -9,43 +9,22 @@ import dataclasses
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from ..cells.packing import make_packs, pack_id
 from ..cells.spec import RAY, RunOptions, RunSpec, cell_id
 from ..run.inputs import InputLoader
-from ..store.failures import Failure, FailureStore
+from ..store.failures import FailureStore
 from ..store.files import remove
-from ..store.records import RecordStore, RunRecord
+from ..store.outcome import Outcome
+from ..store.records import RecordStore
 from .cluster import run_on_ray
 from .progress import Progress
 from .work import POLL_SECONDS, Settled, Work, settle
 
 #: Each cell alone, without checkpoints.
 DEFAULT_OPTIONS = RunOptions()
-
-
-@dataclass
-class Outcome:
-    """What became of the cells.
-
-    Attributes:
-        records: Of the cells that are done, by cell.
-        unavailable: Cells that cannot be run for want of data -> why, one line.
-        failed: Cells that failed -> how.
-        not_run: Cells of other shards that have no record.
-        computed: How many cells were run now, not found done.
-        skipped: "<task> <split>" -> rows left out of what the cells are run on.
-    """
-
-    records: dict[RunSpec, RunRecord] = field(default_factory=dict)
-    unavailable: dict[RunSpec, str] = field(default_factory=dict)
-    failed: dict[RunSpec, Failure] = field(default_factory=dict)
-    not_run: list[RunSpec] = field(default_factory=list)
-    computed: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
 
 
 def execute(

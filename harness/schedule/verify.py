@@ -6,7 +6,6 @@ import dataclasses
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
@@ -14,30 +13,12 @@ from tqdm import tqdm
 from ..cells.packing import Pack, make_packs
 from ..cells.spec import RunOptions, RunSpec, cell_id
 from ..messages import first_line
-from ..rendering.rendered import Rendered, bullets, table
 from ..run.inputs import InputLoader
+from ..store.outcome import Verified
 from ..store.records import RecordStore, RunRecord
-
-# Of a record's differences, as many are shown.
-_SHOWN = 3
 
 # What of a record is no result; the id follows from the spec, and that from --auto-batch.
 _NO_RESULTS = ("id", "spec", "seconds", "provenance")
-
-
-@dataclass(frozen=True)
-class Verified:
-    """What running a stored cell again has given.
-
-    Attributes:
-        record: The stored one.
-        differences: "where: stored -> now", or how it failed; empty if the results are equal.
-        made_otherwise: Differences in versions, hardware and code, which can explain others.
-    """
-
-    record: RunRecord
-    differences: list[str]
-    made_otherwise: list[str]
 
 
 def verify(
@@ -123,50 +104,3 @@ def _differences(where: str, stored: Any, now: Any) -> Iterator[str]:
             yield from _differences(f"{where}[{index}]", *pair)
     elif stored != now:
         yield f"{where}: {stored!r} -> {now!r}"
-
-
-def render_verified(name: str, results: Sequence[Verified]) -> Rendered:
-    """All forms of what was verified.
-
-    Args:
-        name: Of the table that the cells are of.
-        results: Of `verify`.
-    """
-    differ = [result for result in results if result.differences]
-    rows = []
-    lines = []
-    for result in results:
-        title, differences = result.record.spec.title, "; ".join(_shown(result.differences))
-        rows.append(
-            {
-                "id": result.record.id,
-                "cell": title,
-                "same": not differences,
-                "differences": differences,
-                "made otherwise": "; ".join(_shown(result.made_otherwise)),
-            }
-        )
-        lines.append(
-            [title, result.record.id, f"differs: {differences}" if differences else "same"]
-        )
-    notes = [
-        "same: every prediction, loss and count equals the stored one, bit for bit",
-        *(
-            f"{row['cell']} was made otherwise: {row['made otherwise']}"
-            for row in rows
-            if row["made otherwise"]
-        ),
-    ]
-    parts = [
-        f"# Verified: {len(results) - len(differ)} of {len(results)} stored cells give the same",
-        table(["cell", "record", "run again"], lines),
-        bullets(notes),
-    ]
-    facts = {"table": name, "verified": len(results), "differ": len(differ)}
-    markdown = "\n\n".join(parts) + "\n"
-    return Rendered(f"verify-{name}", markdown, rows, facts, failed=len(differ))
-
-
-def _shown(differences: Sequence[str]) -> list[str]:
-    more = len(differences) - _SHOWN
-    return [*differences[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]

@@ -1,4 +1,4 @@
-"""From records of measurements to numbers in long form: medians, spreads, ratios. Torch-free."""
+"""From stored measurements to numbers: medians, quartiles, ratios, and their cells. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.rendering.compare import LONG_COLUMNS
+from harness.numbers.comparison import LONG_COLUMNS
+from harness.show.data import DASH, MEASURED, Cell, Source
 
 from .records import DONE, MeasureRecord
 from .spec import Subject
 
-#: Beside `harness.rendering.compare.LONG_COLUMNS`: quartiles over the runs; what was read (a
+#: The columns of the long form beside `LONG_COLUMNS`: quartiles over the runs; what was read (a
 #: clock, a memory source); why there is no value ("OOM", "failed: ...", "unavailable: ..."), else
-#: ""; and what ran.
+#: ""; and the model, batch and device that ran.
 MEASURE_COLUMNS = [
     *LONG_COLUMNS,
     "q25",
@@ -44,20 +45,49 @@ _GB = 1e9
 Row = dict[str, Any]
 
 
+def cell_of(row: Row | None, source: Source = MEASURED, spread: bool = False) -> Cell:
+    """The cell of one number.
+
+    Args:
+        row: the number in long form; None prints a dash.
+        source: whose number it is.
+        spread: whether the quartiles over the runs are printed, where there are runs.
+    """
+    if row is None or (row["value"] is None and not row["status"]):
+        return Cell(DASH, source=source)
+    if row["status"]:
+        mark = row["status"].partition(":")[0]
+        return Cell(mark, mark=mark, source=source)
+    unit, error = row["unit"], {}
+    text = _digits(row["value"], unit)
+    if row["q25"] is not None:
+        error = {"q25": row["q25"], "q75": row["q75"]}
+        if spread:
+            text += f" [{_digits(row['q25'], unit)}-{_digits(row['q75'], unit)}]"
+    return Cell(text, row["value"], error, source=source)
+
+
+def _digits(value: float, unit: str) -> str:
+    if unit == "GB":
+        return f"{value:.3f}"
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
 def setting_of(workload: str, subject: Subject) -> str:
     """The setting as in reported.csv ("train", "inference"), or "decode-b8" by rows per adapter."""
     return f"decode-b{subject.batch}" if workload == "decode" else workload
 
 
 def latency_rows(record: MeasureRecord, index: int, references: Mapping[str, int]) -> list[Row]:
-    """Microseconds per token of one subject of a latency measurement, and its ratios.
+    """The latency of one subject in microseconds per token, and its ratios to others.
 
     A ratio is the median over runs of this subject's time over the reference's in the same turn.
 
     Args:
-        record: The measurement.
-        index: The subject's.
-        references: Suffix of the ratio's metric ("ratio_to_dora") -> the reference's index.
+        record: the measurement of a latency.
+        index: the position of the subject among the measurement's subjects.
+        references: the position of each reference, by the suffix of the metric that its ratio gets,
+            such as "ratio_to_dora".
     """
     spec = record.spec
     row = _row(record, spec.subjects[index])
@@ -77,14 +107,16 @@ def latency_rows(record: MeasureRecord, index: int, references: Mapping[str, int
 
 
 def memory_rows(record: MeasureRecord, references: Mapping[str, MeasureRecord | None]) -> list[Row]:
-    """Peak memory per adapter in GB by every source, and ratios by the main one.
+    """The peak memory per adapter in GB by every source, and its ratios to others.
 
-    ``peak_memory`` is all there is in the process at the peak, by the device's main source;
-    ``peak_memory_above_weights`` what the run added to it; ``peak_memory_<source>`` are the others.
+    ``peak_memory`` is all that the process holds at the peak, by the device's main source;
+    ``peak_memory_above_weights`` is what the run added to it; ``peak_memory_<source>`` are the
+    other sources. Ratios are by the main source.
 
     Args:
-        record: The measurement.
-        references: Suffix of the ratio's metric -> the reference's measurement, None without one.
+        record: the measurement of a peak.
+        references: the measurement of each reference, or None if it has none, by the suffix of the
+            metric that its ratio gets.
     """
     row = _row(record, record.spec.measured) | {"n": 1}
     main = MAIN_SOURCE[record.spec.device.partition(":")[0]]
@@ -108,7 +140,7 @@ def memory_rows(record: MeasureRecord, references: Mapping[str, MeasureRecord | 
 
 
 def frame_of(rows: list[Row], columns: list[str]) -> pd.DataFrame:
-    """Long form of these rows, None where a column has no value."""
+    """These rows as a frame in long form, None where a column has no value."""
     return pd.DataFrame(rows, columns=columns).astype({"value": float})
 
 
@@ -122,7 +154,7 @@ def _row(record: MeasureRecord, subject: Subject) -> Row:
         "method": subject.name,
         "setting": setting_of(spec.workload, subject),
         "task": "",
-        "source": "measured",
+        "source": MEASURED,
         "seed": "0",
         "meter": "",
         "status": "" if record.status == DONE else status,

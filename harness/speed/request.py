@@ -1,16 +1,17 @@
-"""What the user asked to have measured, checked: a shape, a batch, how often and on what."""
+"""What a command asks to have measured: its options, and the measurements that they come to."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any, ClassVar
 
 from harness.models.shapes import SHAPES, kept_vocabulary
 from harness.models.weights import DTYPES, resolve_device
-from harness.request.command_line import command
-from tasks.names import choose
+from harness.options import Options, names, option
 
 from .spec import MeasureSpec, Subject
 
@@ -20,75 +21,120 @@ SHAPE_NAMES = ("llama2-7b", "gemma-2b", "llama3-8b", "llama2-13b", "smollm2-135m
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a table takes where the command line does not say.
+    """What a table takes where the options do not say.
 
     Attributes:
-        layers: Of smollm2-135m, None for all; the others are cut to one layer.
-        batch: (rows, tokens per row) of smollm2-135m.
+        layers: number of layers of smollm2-135m, None for all; the other shapes are cut to one.
+        batch: (rows, tokens per row) of smollm2-135m; the other shapes have one row of 256 tokens.
     """
 
     layers: int | None
     batch: tuple[int, int]
 
+    @property
+    def words(self) -> dict[str, str]:
+        """Field of `MeasureRequest` -> its default, in words."""
+        rows, length = self.batch
+        return {
+            "layers": f"1, and of smollm2-135m {self.layers or 'all'}",
+            "tokens": f"1x256, and for smollm2-135m {rows}x{length}",
+        }
+
+
+def _batch(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected tokens as 256, or rows as 8x96")
+    return int(match[1] or 1), int(match[2])
+
 
 @dataclass(frozen=True)
-class MeasureRequest:
-    """What to measure; every name is known and every number in range.
+class MeasureRequest(Options):
+    """What is measured, on what. Made by `of`, which fills in the table's defaults.
 
     Attributes:
-        shape: Key of `harness.models.shapes.SHAPES`.
-        layers: Layers kept of it.
-        batch: Rows.
-        length: Tokens per row.
-        dtype: Of the frozen weights.
-        device: "cpu", "cuda" or "cuda:N"; "auto" for any when stored measurements are rendered.
-        threads: CPU threads; 0 for any when stored measurements are rendered.
-        runs: Counted runs.
-        output: Where measurements are kept.
+        threads: number of CPU threads; 0 for any, when stored measurements are rendered.
     """
 
-    shape: str
-    layers: int
-    batch: int
-    length: int
-    dtype: str
-    device: str
-    threads: int
-    runs: int
-    output: Path
+    GROUP: ClassVar[str] = "what is measured"
+
+    shape: str = option(
+        "smollm2-135m",
+        "shape of the model, whose weights are random",
+        known=SHAPE_NAMES,
+        in_command="always",
+    )
+    layers: int = option(None, "layers kept of the shape", read=int, metavar="N")
+    tokens: tuple[int, int] = option(
+        None,
+        "a batch of one row of N tokens, or of B rows of S",
+        read=_batch,
+        write=lambda batch: f"{batch[0]}x{batch[1]}",
+        metavar="N|BxS",
+    )
+    dtype: str = option(
+        DTYPES[0], "data type of the frozen weights", known=DTYPES, in_command="always"
+    )
+    runs: int = option(10, "counted runs", read=int, least=1, metavar="N", in_command="always")
+    methods: tuple[str, ...] = option((), "comma-separated rows", read=names, absent="all")
+    sweeps: tuple[str, ...] = option((), "comma-separated sweeps", read=names, absent="all")
+    device: str = option(
+        "auto", "cpu, cuda, cuda:N or auto: cuda where there is one", in_command="never"
+    )
+    threads: int = 0
 
     @classmethod
-    def make(cls, options: argparse.Namespace, defaults: Defaults) -> MeasureRequest:
-        """The request of a command line.
+    def of(
+        cls, given: Mapping[str, Any], defaults: Defaults, known: Mapping[str, tuple[str, ...]]
+    ) -> MeasureRequest:
+        """The request that given options make of a table, for any device and number of threads.
+
+        Args:
+            given: name of a field -> value.
+            defaults: what the table takes where they do not say.
+            known: name of a field -> the names that it may hold in this table.
 
         Raises:
             ValueError: A name is unknown (the message suggests near ones), or a number not allowed.
         """
-        shape = choose("shape", options.shape, SHAPE_NAMES)
-        small = shape == "smollm2-135m"
-        total = SHAPES[shape].values["num_hidden_layers"]
-        layers = options.layers
+        made = cls.make(given, known=known)
+        small = made.shape == "smollm2-135m"
+        total = SHAPES[made.shape].values["num_hidden_layers"]
+        layers = made.layers
         if layers is None:
             layers = (defaults.layers or total) if small else 1
         if not 1 <= layers <= total:
-            raise ValueError(f"layers is {layers}: {shape} has 1 to {total}")
-        if options.runs < 1:
-            raise ValueError(f"runs is {options.runs}: expected at least 1")
-        batch, length = options.tokens or (defaults.batch if small else (1, 256))
-        device, threads = options.device, 0
-        if not options.render_only:
-            device, threads = _machine(options.device)
-        return cls(
-            shape=shape,
-            layers=layers,
-            batch=batch,
-            length=length,
-            dtype=choose("dtype", options.dtype or DTYPES[0], DTYPES),
-            device=device,
-            threads=threads,
-            runs=options.runs,
-            output=options.output,
-        )
+            raise ValueError(f"layers is {layers}: {made.shape} has 1 to {total}")
+        tokens = made.tokens or (defaults.batch if small else (1, 256))
+        # All parts are the table itself, which its command does not spell out.
+        all_parts: dict[str, Any] = {
+            name: () for name, parts in known.items() if getattr(made, name) == parts
+        }
+        return dataclasses.replace(made, layers=layers, tokens=tokens, **all_parts)
+
+    def on_this_machine(self) -> MeasureRequest:
+        """The same on the device that its name stands for here, with the threads torch uses.
+
+        Raises:
+            ValueError: There is no such device, or nothing is measured on it.
+        """
+        device = resolve_device(self.device)
+        if device == "mps":
+            raise ValueError("device 'mps': speed and memory are measured on cpu and cuda only")
+
+        import torch
+
+        return dataclasses.replace(self, device=device, threads=torch.get_num_threads())
+
+    @property
+    def batch(self) -> int:
+        """Number of rows."""
+        return self.tokens[0]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens per row."""
+        return self.tokens[1]
 
     @property
     def title(self) -> str:
@@ -98,18 +144,6 @@ class MeasureRequest:
         return (
             f"{self.shape}, {self.layers} of {total} layers (vocabulary {tokens:,}), "
             f"random weights in {self.dtype}, {self.batch} x {self.length} tokens"
-        )
-
-    def command(self, table: str, **parts: list[str] | None) -> str:
-        """The command line that makes a table of this; parts are those asked for, None for all."""
-        return command(
-            table,
-            shape=self.shape,
-            layers=self.layers,
-            tokens=f"{self.batch}x{self.length}",
-            dtype=self.dtype,
-            runs=self.runs,
-            **parts,
         )
 
     def latency(self, workload: str, subjects: tuple[Subject, ...]) -> MeasureSpec:
@@ -134,46 +168,3 @@ class MeasureRequest:
             runs=runs,
             subjects=subjects,
         )
-
-
-def add_options(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
-    """The options of every table that measures."""
-    add = parser.add_argument
-    rows, length = defaults.batch
-    add(
-        "--shape",
-        default="smollm2-135m",
-        help=f"random weights of this shape: {', '.join(SHAPE_NAMES)} (default smollm2-135m)",
-    )
-    add(
-        "--layers",
-        type=int,
-        metavar="N",
-        help=f"layers kept (default: 1, and of smollm2-135m {defaults.layers or 'all'})",
-    )
-    add(
-        "--tokens",
-        type=_batch,
-        metavar="N|BxS",
-        help="a batch of one row of N tokens, or of B rows of S (default: 1x256, and for "
-        f"smollm2-135m {rows}x{length})",
-    )
-    add("--runs", type=int, default=10, metavar="N", help="counted runs (default 10)")
-
-
-def _batch(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected tokens as 256, or rows as 8x96")
-    return int(match[1] or 1), int(match[2])
-
-
-def _machine(name: str) -> tuple[str, int]:
-    """The device a user's choice stands for, and the CPU threads that torch uses."""
-    device = resolve_device(name)
-    if device == "mps":
-        raise ValueError("device 'mps': speed and memory are measured on cpu and cuda only")
-
-    import torch
-
-    return device, torch.get_num_threads()

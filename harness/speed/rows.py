@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from harness.cells.methods import METHOD_TITLES
+from harness.cells.methods import FORWARDS, METHOD_TITLES
 from harness.cells.presets import get_preset
-from harness.request.request import FORWARDS
 
 from .spec import Subject
 

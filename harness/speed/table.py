@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from harness.rendering.rendered import Rendered, distinct
-from harness.request.command_line import chosen, name_list
+from harness.options import General, Option, options_of
 from harness.run import processes
+from harness.show.data import TableData, distinct
 from harness.store.failures import FAILED, OOM
 
 from .records import DONE, MeasureRecord, MeasureStore
-from .request import Defaults, MeasureRequest, add_options
+from .request import Defaults, MeasureRequest
 from .spec import WARMUP, MeasureSpec
 
 Records = Mapping[MeasureSpec, MeasureRecord]
@@ -39,33 +39,38 @@ class MeasuredTable(Generic[Part]):
     kind: str
     parts: Mapping[str, Part]
     measurements: Callable[[MeasureRequest, list[Part]], list[MeasureSpec]]
-    render: Callable[[MeasureRequest, list[Part], Records], Rendered]
+    render: Callable[[MeasureRequest, list[Part], Records], TableData]
 
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """The shape and batch, and which parts."""
-        add_options(parser, self.defaults)
-        known = ", ".join(self.parts)
-        parser.add_argument(
-            f"--{self.kind}s",
-            dest="parts",
-            type=name_list,
-            metavar="NAMES",
-            help=f"comma-separated subset of {known}",
-        )
+    def options(self) -> list[Option]:
+        """The options of the command line that this table has."""
+        without = {"methods", "sweeps"} - {f"{self.kind}s"}
+        measured = [
+            dataclasses.replace(each, absent=self.defaults.words.get(each.name, each.absent))
+            for each in options_of(MeasureRequest, self._known, without)
+        ]
+        return [*measured, *options_of(General)]
 
-    def plan(self, options: argparse.Namespace) -> MeasuredPlan:
-        """The measurements of a command line.
+    @property
+    def _known(self) -> dict[str, tuple[str, ...]]:
+        return {f"{self.kind}s": tuple(self.parts)}
+
+    def plan(self, given: Mapping[str, Any]) -> MeasuredPlan:
+        """The measurements that given options ask for.
 
         Raises:
             ValueError: A name is unknown, a number out of range, the device not there, or this is
                 one of several processes.
         """
         processes.one_only(f"table {self.name}")
-        request = MeasureRequest.make(options, self.defaults)
-        parts = [self.parts[name] for name in chosen(self.kind, options.parts, tuple(self.parts))]
+        general = General.make(given)
+        request = MeasureRequest.of(given, self.defaults, self._known)
+        if not general.render_only:
+            request = request.on_this_machine()
+        names = getattr(request, f"{self.kind}s") or tuple(self.parts)
+        parts = [self.parts[name] for name in names]
         specs = list(dict.fromkeys(self.measurements(request, parts)))
         return MeasuredPlan(
-            specs, request.output, lambda records: self.render(request, parts, records)
+            specs, general.output, lambda records: self.render(request, parts, records)
         )
 
 
@@ -81,13 +86,13 @@ class MeasuredPlan:
 
     specs: list[MeasureSpec]
     output: Path
-    render: Callable[[Records], Rendered]
+    render: Callable[[Records], TableData]
 
     def listing(self) -> list[str]:
         """The measurements, one a line."""
         return [*(spec.title for spec in self.specs), f"{len(self.specs)} measurements"]
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         """Measure what has no record, or everything if fresh, and render.
 
         Raises:
@@ -98,7 +103,7 @@ class MeasuredPlan:
 
         return self.render(measure_missing(self.specs, MeasureStore(self.output), fresh))
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         """Render the newest record of every measurement, whatever code made it.
 
         Raises:
@@ -108,7 +113,7 @@ class MeasuredPlan:
 
 
 def failures(records: Records) -> dict[MeasureSpec, str]:
-    """Why each measurement failed that did."""
+    """The reason of each failed measurement."""
     return {spec: r.reason for spec, r in records.items() if r.status == FAILED}
 
 
@@ -130,7 +135,7 @@ def status_notes(records: Records) -> list[str]:
 
 
 def provenance(records: Records) -> dict[str, Any]:
-    """What the measurements come from; a list where they differ."""
+    """What the measurements come from. A value is a list, because the measurements can differ."""
     found = list(records.values())
     specs = [record.spec for record in found]
     facts = [record.provenance for record in found]
@@ -146,7 +151,7 @@ def provenance(records: Records) -> dict[str, Any]:
         "commit": distinct(fact["commit"] for fact in facts),
         "python": distinct(fact["python"] for fact in facts),
         "versions": distinct(fact["versions"] for fact in facts),
-        # Of measurements that ended with a result: the others do not know the device's name.
+        # Only of measurements that ended with a result: the others do not know the device's name.
         "hardware": distinct(r.provenance["hardware"] for r in found if r.status == DONE),
         "load average at the start": f"{min(loads):.1f} to {max(loads):.1f}" if loads else None,
         "measured": sorted({fact["finished"][:10] for fact in facts}),

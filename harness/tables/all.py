@@ -5,18 +5,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.accuracy import AccuracyTable
-from harness.cells.presets import get_preset
-from harness.rendering.rendered import Rendered, table
-from harness.request.options import add_cell_options
-from harness.tables import Plan, Table, get_table
+from harness.cells.spec import RunOptions
+from harness.options import General, Option, options_of
+from harness.request import Request
+from harness.show.data import COMPUTED, Block, Cell, TableData, number
+from harness.tables import Plan, get_table
 
 #: What costs nothing comes first.
 TABLES = (
@@ -36,39 +35,27 @@ TABLES = (
 class _AllTables:
     name: str = "all"
 
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Those of the tables of accuracies, but for what differs between them."""
-        add_cell_options(parser)
+    def options(self) -> list[Option]:
+        """The options of the tables of accuracies, but for those in which the tables differ."""
+        own = ("methods", "tasks", "settings", "verify")
+        return [*options_of(Request, without=own), *options_of(RunOptions), *options_of(General)]
 
-    def plan(self, options: argparse.Namespace) -> _AllPlan:
+    def plan(self, given: Mapping[str, Any]) -> _AllPlan:
         """The plans of all tables.
 
         Raises:
-            ValueError: As theirs.
+            ValueError: One of them has a mistake.
         """
         plans: list[tuple[str, Plan]] = []
         for name in TABLES:
             asked = get_table(name)
-            if isinstance(asked, AccuracyTable):
-                own = _with(options, methods=None, tasks=None, settings=None, verify=None)
-                plans.append((name, asked.plan(own)))
-            elif name == "efficiency":
-                for arguments in get_preset(options.preset).efficiency:
-                    own = _with(options, **vars(_parsed(asked, arguments)))
-                    plans.append((" ".join((name, *arguments[:2])), asked.plan(own)))
+            if name == "efficiency":
+                for own in Request.of(given).preset_settings.efficiency:
+                    title = f"{name} --shape {own['shape']}"
+                    plans.append((title, asked.plan({**given, **own})))
             else:
-                plans.append((name, asked.plan(options)))
-        return _AllPlan(plans, options.output)
-
-
-def _with(options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
-    return argparse.Namespace(**vars(options) | changes)
-
-
-def _parsed(asked: Table, arguments: tuple[str, ...]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    asked.add_options(parser)
-    return parser.parse_args(arguments)
+                plans.append((name, asked.plan(given)))
+        return _AllPlan(plans, General.make(given).output)
 
 
 @dataclass(frozen=True)
@@ -76,8 +63,8 @@ class _AllPlan:
     """All tables as one command asks for them.
 
     Attributes:
-        plans: (What the table is called, its plan).
-        output: Where each table is written as soon as it is there.
+        plans: (name of the table in messages, its plan) of every table.
+        output: folder that each table is written to as soon as it is made.
     """
 
     plans: list[tuple[str, Plan]]
@@ -90,7 +77,7 @@ class _AllPlan:
             lines += [f"# {name}", *plan.listing(), ""]
         return lines
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         """Run what has no record, or all if fresh, table by table.
 
         Raises:
@@ -98,7 +85,7 @@ class _AllPlan:
         """
         return self._written(lambda plan: plan.run(fresh))
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         """Render what is stored.
 
         Raises:
@@ -106,30 +93,38 @@ class _AllPlan:
         """
         return self._written(lambda plan: plan.stored())
 
-    def _written(self, rendered_of: Callable[[Plan], Rendered]) -> Rendered:
+    def _written(self, made_by: Callable[[Plan], TableData]) -> TableData:
         rows: list[dict[str, Any]] = []
-        parts, failed = [], 0
-        for number, (name, plan) in enumerate(self.plans, start=1):
-            print(f"table {number}/{len(self.plans)}: {name}", file=sys.stderr, flush=True)
-            rendered = rendered_of(plan)
-            rendered.write(self.output)
-            sources = [row.get("source") for row in rendered.rows]
+        parts: list[Block] = []
+        for position, (name, plan) in enumerate(self.plans, start=1):
+            print(f"table {position}/{len(self.plans)}: {name}", file=sys.stderr, flush=True)
+            table = made_by(plan)
+            table.write(self.output)
+            sources = [row.get("source") for row in table.numbers]
             rows.append(
                 {
-                    "table": rendered.name,
+                    "table": table.name,
                     "measured": sources.count("measured"),
                     "reported": sources.count("reported"),
-                    "cells failed": rendered.failed,
+                    "cells failed": table.failed,
                 }
             )
-            parts.append(rendered.markdown)
-            failed += rendered.failed
-        head = list(rows[0])
-        overview = table(head, [[str(value) for value in row.values()] for row in rows])
-        title = "# All tables, and how many numbers each has"
-        markdown = "\n\n".join([title, overview, *parts])
-        return Rendered(
-            "all", markdown, rows, {"tables": [row["table"] for row in rows]}, {}, failed
+            parts += [Block(table.title, level=1), *table.sections]
+        overview = Block(
+            head=list(rows[0]),
+            rows=[
+                [Cell(name), *(number(count, "d", COMPUTED) for count in counts)]
+                for name, *counts in map(dict.values, rows)
+            ],
+        )
+        return TableData(
+            name="all",
+            title="All tables, and how many numbers each has",
+            blocks=[overview],
+            numbers=rows,
+            provenance={"tables": [row["table"] for row in rows]},
+            appendix=parts,
+            failed=sum(row["cells failed"] for row in rows),
         )
 
 

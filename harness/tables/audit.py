@@ -1,4 +1,4 @@
-"""The paper audited: every derived figure recomputed from the paper's own cells."""
+"""The paper audited: every figure that follows from others, recomputed from the paper's cells."""
 
 from __future__ import annotations
 
@@ -7,13 +7,29 @@ from collections.abc import Sequence
 
 from harness.cells.methods import METHOD_TITLES
 from harness.computed import ComputedTable
-from harness.paper.checks import all_checks, parameter_checks, rank_of
-from harness.paper.claims import LEVELS, Claim, Gain, claims, gains, unlearned
+from harness.options import command
+from harness.paper.audit import (
+    LEVELS,
+    Claim,
+    Gain,
+    all_checks,
+    claims,
+    gains,
+    parameter_checks,
+    rank_of,
+    unlearned,
+)
 from harness.paper.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed
-from harness.rendering.rendered import DASH, Rendered, bullets, provenance_block, table
-from harness.rendering.sources import PRINTED
-from harness.request.command_line import command
 from harness.run import provenance
+from harness.show.data import (
+    COMPUTED,
+    DASH,
+    REPORTED,
+    Block,
+    Cell,
+    TableData,
+    number,
+)
 
 _KINDS = {
     "average": "averages over tasks, from their cells",
@@ -36,7 +52,7 @@ _NOTES = (
 )
 
 
-def _render() -> Rendered:
+def _render() -> TableData:
     paper = Paper()
     checks = sorted(
         [*all_checks(paper), *parameter_checks(paper, _percentages(paper))],
@@ -49,29 +65,26 @@ def _render() -> Rendered:
         "numbers": f"{len(paper.rows)} rows of results/paper/reported.csv",
         "commit": provenance.commit(),
     }
-    parts = [
-        "# The paper against itself (arXiv 2404.15159v3)",
-        _coverage(paper, checks, stated),
-        _summary(checks),
-        "## Contradictions",
-        _listing(checks, CONTRADICTS),
-        "## Differences that rounding of the inputs explains",
-        _listing(checks, ROUNDING),
-        "## The abstract's figures",
-        _claims(stated),
-        "## Cells no better than always giving one answer",
-        _flat(flat),
-        "## Headline gains, points of accuracy over Table 1's tasks",
-        _gains(headline),
-        bullets(_NOTES),
-        provenance_block(facts),
-    ]
-    return Rendered("audit", "\n\n".join(parts) + "\n", [_row(check) for check in checks], facts)
+    return TableData(
+        name="audit",
+        title="The paper against itself (arXiv 2404.15159v3)",
+        blocks=[
+            _summary(checks, _coverage(paper, checks, stated)),
+            _listing("Contradictions", checks, CONTRADICTS),
+            _listing("Differences that rounding of the inputs explains", checks, ROUNDING),
+            _claims(stated),
+            _flat(flat),
+            _gains(headline),
+            Block(notes=list(_NOTES)),
+        ],
+        numbers=[_row(check) for check in checks],
+        provenance=facts,
+    )
 
 
 def _percentages(paper: Paper) -> dict[tuple[str, str, int], float]:
-    """Of every (model, method, rank) that has a "# Params" cell."""
-    # Here, because it builds models (on the meta device) and loads torch.
+    """The percentage of every (model, method, rank) that has a "# Params" cell."""
+    # Imported here, because it builds models (on the meta device) and loads torch.
     from harness.run.parameters import paper_percent
 
     wanted = {
@@ -93,63 +106,93 @@ def _coverage(paper: Paper, checks: list[Check], stated: list[Claim]) -> str:
     )
 
 
-def _summary(checks: list[Check]) -> str:
+def _summary(checks: list[Check], coverage: str) -> Block:
     counts = Counter((check.kind, check.verdict) for check in checks)
     verdicts = (AGREES, ROUNDING, CONTRADICTS)
-    lines = [[text, *(str(counts[kind, v]) for v in verdicts)] for kind, text in _KINDS.items()]
-    total = [str(sum(counts[kind, v] for kind in _KINDS)) for v in verdicts]
-    return table(["checks", *verdicts], [*lines, ["all", *total]])
+    rows = {text: [counts[kind, verdict] for verdict in verdicts] for kind, text in _KINDS.items()}
+    rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
+    return Block(
+        text=coverage,
+        head=["checks", *verdicts],
+        rows=[
+            [Cell(text), *(number(count, "d", COMPUTED) for count in row)]
+            for text, row in rows.items()
+        ],
+    )
 
 
-def _listing(checks: list[Check], verdict: str) -> str:
-    lines = [
-        [c.printed.where, c.kind, c.printed.text, _recomputed(c), c.why]
-        for c in checks
-        if c.verdict == verdict
+def _listing(heading: str, checks: list[Check], verdict: str) -> Block:
+    rows = [
+        [
+            Cell(check.printed.where),
+            Cell(check.kind),
+            Cell(check.printed.text, check.printed.value, source=REPORTED),
+            _recomputed(check),
+            Cell(check.why),
+        ]
+        for check in checks
+        if check.verdict == verdict
     ]
-    head = ["where", "check", PRINTED, "recomputed", "from"]
-    return table(head, lines) if lines else "None."
+    if not rows:
+        return Block(heading, text="None.")
+    return Block(heading, head=["where", "check", "printed", "recomputed", "from"], rows=rows)
 
 
-def _recomputed(check: Check) -> str:
+def _recomputed(check: Check) -> Cell:
     digits = 3 if check.kind == "parameters" else 2
-    found = check.recomputed
+    found, error = check.recomputed, {}
     text = f"{found.value:.{digits}f}"
     if found.low < found.high:
         text += f" [{found.low:.{digits}f}, {found.high:.{digits}f}]"
-    return text
+        error = {"low": found.low, "high": found.high}
+    return Cell(text, found.value, error, source=COMPUTED)
 
 
-def _claims(stated: list[Claim]) -> str:
-    lines = [
+def _claims(stated: list[Claim]) -> Block:
+    rows = []
+    for claim in stated:
+        printed, recomputed = claim.printed, claim.cells.items()
+        reached = f"{claim.supporting} of {len(claim.cells)}"
+        texts = [f"{name} {cell.value:.1f}" for name, cell in recomputed]
+        rows.append(
+            [
+                Cell(printed.key[5]),
+                Cell(f"{printed.text} {printed.unit}", printed.value, source=REPORTED),
+                Cell("; ".join(texts), source=COMPUTED),
+                Cell(reached, claim.supporting, source=COMPUTED),
+            ]
+        )
+    head = ["claim", "printed", "recomputed", "cells that reach it"]
+    return Block("The abstract's figures", head=head, rows=rows)
+
+
+def _flat(cells: list[Printed]) -> Block:
+    rows = [
         [
-            claim.printed.key[5],
-            f"{claim.printed.text} {claim.printed.unit}",
-            "; ".join(f"{name} {cell.value:.1f}" for name, cell in claim.cells.items()),
-            f"{claim.supporting} of {len(claim.cells)}",
+            Cell(cell.where),
+            Cell(cell.text, cell.value, source=REPORTED),
+            number(LEVELS[cell.key[4]], ".1f", COMPUTED),
         ]
-        for claim in stated
+        for cell in cells
     ]
-    return table(["claim", PRINTED, "recomputed", "cells that reach it"], lines)
+    heading = "Cells no better than always giving one answer"
+    return Block(heading, head=["where", "printed, %", "one answer gets, %"], rows=rows)
 
 
-def _flat(rows: list[Printed]) -> str:
-    lines = [[row.where, row.text, f"{LEVELS[row.key[4]]:.1f}"] for row in rows]
-    return table(["where", f"{PRINTED}, %", "one answer gets, %"], lines)
-
-
-def _gains(headline: Sequence[Gain]) -> str:
-    lines = [
+def _gains(headline: Sequence[Gain]) -> Block:
+    rows = [
         [
-            gain.model,
-            f"{METHOD_TITLES[gain.method]} over {METHOD_TITLES[gain.baseline]}",
-            f"{gain.points:+.1f}",
-            f"{gain.points_without:+.1f}" if gain.left_out else DASH,
-            ", ".join(gain.left_out) or DASH,
+            Cell(gain.model),
+            Cell(f"{METHOD_TITLES[gain.method]} over {METHOD_TITLES[gain.baseline]}"),
+            number(gain.points, "+.1f", COMPUTED),
+            number(gain.points_without if gain.left_out else None, "+.1f", COMPUTED),
+            Cell(", ".join(gain.left_out) or DASH),
         ]
         for gain in headline
     ]
-    return table(["model", "gain", "all tasks", "without tasks not learned", "these"], lines)
+    heading = "Headline gains, points of accuracy over Table 1's tasks"
+    head = ["model", "gain", "all tasks", "without tasks not learned", "these"]
+    return Block(heading, head=head, rows=rows)
 
 
 def _row(check: Check) -> dict[str, object]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pandas as pd
 
-from harness.rendering.compare import load_reported
-from harness.rendering.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
-from harness.rendering.sources import IN_BRACKETS, REPORTED_BLOCK
-from harness.speed.cells import printed
-from harness.speed.numbers import MEASURE_COLUMNS, Row, frame_of, latency_rows, memory_rows
+from harness.numbers.comparison import load_reported
+from harness.options import command
+from harness.show.data import DASH, MEASURED, REPORTED, Block, Cell, TableData, long_rows
+from harness.speed.numbers import (
+    MEASURE_COLUMNS,
+    Row,
+    cell_of,
+    frame_of,
+    latency_rows,
+    memory_rows,
+)
 from harness.speed.request import Defaults, MeasureRequest
 from harness.speed.rows import LORA, ROWS, MethodRow
 from harness.speed.spec import MeasureSpec
@@ -20,7 +28,7 @@ PAPER_TABLES = {"llama2-7b": "6", "gemma-2b": "7"}
 #: Rows per adapter when decoding.
 DECODE_BATCHES = (1, 8)
 
-#: Heading, setting and metric of a printed column.
+#: The heading, setting and metric of a printed column.
 _Column = tuple[str, str, str]
 
 _TRAINING: list[_Column] = [
@@ -40,13 +48,14 @@ _DECODE: list[_Column] = [
 ]
 _COLUMNS = [*_TRAINING, *_INFERENCE, *_DECODE]
 
-#: (setting, metric) of the columns that the paper has.
+#: The (setting, metric) of the columns that the paper has too.
 _PAPER_COLUMNS = {
     *(("train", metric) for metric in ("forward_latency", "backward_latency", "peak_memory")),
     *(("inference", metric) for metric in ("forward_latency", "peak_memory")),
 }
 
-#: `MethodRow.compared_as` -> heading of the block.
+#: The heading of each block that compares with another method than LoRA, by
+#: `MethodRow.compared_as`.
 _COMPARISONS = {
     "ratio_to_dora": "MixDoRA relative to DoRA: measured, %",
     "ratio_to_x1": "Two packed adapters relative to one: measured, %",
@@ -70,7 +79,7 @@ _NOTES = (
 
 
 def _batches(request: MeasureRequest) -> list[tuple[str, int]]:
-    """(workload, rows per adapter) of all latencies."""
+    """The (workload, rows per adapter) of all latencies."""
     batches = [("train", request.batch), ("inference", request.batch)]
     return batches + [("decode", batch) for batch in DECODE_BATCHES]
 
@@ -95,10 +104,10 @@ def _measurements(request: MeasureRequest, rows: list[MethodRow]) -> list[Measur
 
 
 def _compare(request: MeasureRequest, rows: list[MethodRow], records: Records) -> pd.DataFrame:
-    """All measured numbers and the paper's, in `MEASURE_COLUMNS`, measured first.
+    """All measured numbers and the paper's, in `MEASURE_COLUMNS`, measured ones first.
 
-    For a shape of the paper's the reported rows are those of its table; for others, all ratios of
-    both tables.
+    For a model of the paper the reported rows are those of its table; for any other model they are
+    all ratios of both tables.
     """
     paper_table = PAPER_TABLES.get(request.shape, "")
     found: list[Row] = []
@@ -118,7 +127,7 @@ def _compare(request: MeasureRequest, rows: list[MethodRow], records: Records) -
 
 def _row_numbers(request: MeasureRequest, row: MethodRow, records: Records) -> list[Row]:
     found: list[Row] = []
-    # LoRA's own ratio, 100 %, is printed as the paper prints it.
+    # LoRA's own ratio is 100 %; it is printed, because the paper prints it.
     ratios = [("ratio", LORA)]
     if row.reference is not None:
         ratios.append((row.compared_as, row.reference))
@@ -136,60 +145,55 @@ def _row_numbers(request: MeasureRequest, row: MethodRow, records: Records) -> l
     return found
 
 
-def _render(request: MeasureRequest, rows: list[MethodRow], records: Records) -> Rendered:
+def _render(request: MeasureRequest, rows: list[MethodRow], records: Records) -> TableData:
     frame = _compare(request, rows, records)
-    methods = None if len(rows) == len(ROWS) else [row.name for row in rows]
     facts = {
         "table": "efficiency",
-        "command": request.command("efficiency", methods=methods),
+        "command": command("efficiency", request),
         "model": request.title,
         **provenance(records),
     }
     facts["adapters"] = {row.name: row.settings for row in rows}
-    parts = [
-        "# Latency and memory (Tables 6 and 7 of arXiv 2404.15159)",
-        f"{request.title}; settings of the paper's Table 3.",
-        *_blocks(request, rows, frame),
-        bullets([*_NOTES, *status_notes(records)]),
-        provenance_block(facts),
-    ]
-    return Rendered(
+    return TableData(
         name=f"efficiency-{request.shape}",
-        markdown="\n\n".join(parts) + "\n",
-        rows=long_rows(frame),
+        title="Latency and memory (Tables 6 and 7 of arXiv 2404.15159)",
+        blocks=[
+            Block(text=f"{request.title}; settings of the paper's Table 3."),
+            *_blocks(request, rows, frame),
+            Block(notes=[*_NOTES, *status_notes(records)]),
+        ],
+        numbers=long_rows(frame),
         provenance=facts,
         failed=len(failures(records)),
     )
 
 
-def _blocks(request: MeasureRequest, rows: list[MethodRow], frame: pd.DataFrame) -> list[str]:
+def _blocks(request: MeasureRequest, rows: list[MethodRow], frame: pd.DataFrame) -> list[Block]:
     grid = _Grid(frame, request.shape)
     paper = PAPER_TABLES.get(request.shape)
-    heading = "## Relative to LoRA: measured, %"
+    heading = "Relative to LoRA: measured, %"
     if paper is not None:
-        heading += f" ({IN_BRACKETS} Table {paper}, of the whole model on its hardware)"
-    parts = [heading, grid.ratios(rows, "ratio", beside_paper=paper is not None)]
+        heading += f" (in brackets the paper's Table {paper}, of the whole model on its hardware)"
+    blocks = [grid.ratios(heading, rows, "ratio", beside_paper=paper is not None)]
     if paper is None:
-        heading = f"### {REPORTED_BLOCK} for other models, on its hardware, %"
-        parts += [heading, grid.reported()]
-    heading = "## Measured: median [quartiles], us per token and GB"
-    parts += [heading, grid.values(rows, _COLUMNS)]
-    for suffix, title in _COMPARISONS.items():
+        blocks.append(grid.reported())
+    blocks.append(grid.values("Measured: median [quartiles], us per token and GB", rows, _COLUMNS))
+    for suffix, heading in _COMPARISONS.items():
         compared = [row for row in rows if row.compared_as == suffix]
         if compared:
-            parts += [f"## {title}", grid.ratios(compared, suffix)]
+            blocks.append(grid.ratios(heading, compared, suffix))
     columns = grid.other_sources()
     if columns:
-        parts += ["## Peak memory by other sources, GB", grid.values(rows, columns)]
-    return parts
+        blocks.append(grid.values("Peak memory by other sources, GB", rows, columns))
+    return blocks
 
 
 class _Grid:
-    """Looks numbers up and lays them out, methods by `_Column`s.
+    """Looks the numbers up and lays them out: one row for each method, one column for each number.
 
     Args:
-        frame: `_compare`'s numbers.
-        shape: The measured model.
+        frame: the numbers, from `_compare`.
+        shape: the measured model.
     """
 
     def __init__(self, frame: pd.DataFrame, shape: str) -> None:
@@ -200,40 +204,51 @@ class _Grid:
             for row in long_rows(frame)
         }
 
-    def values(self, rows: list[MethodRow], columns: list[_Column]) -> str:
-        """The measured values with their spread."""
-        lines = [
-            [row.title, *(printed(self._measured(row, *c[1:]), spread=True) for c in columns)]
-            for row in rows
-        ]
-        return table(["method", *(heading for heading, _, _ in columns)], lines)
+    def values(self, heading: str, rows: list[MethodRow], columns: list[_Column]) -> Block:
+        """The measured values with their quartiles."""
+        return Block(
+            heading,
+            head=["method", *(title for title, _, _ in columns)],
+            rows=[
+                [
+                    Cell(row.title),
+                    *(cell_of(self._measured(row, *column[1:]), spread=True) for column in columns),
+                ]
+                for row in rows
+            ],
+        )
 
-    def ratios(self, rows: list[MethodRow], suffix: str, beside_paper: bool = False) -> str:
-        """The measured ratios of that suffix, beside the paper's to LoRA or alone."""
+    def ratios(
+        self, heading: str, rows: list[MethodRow], suffix: str, beside_paper: bool = False
+    ) -> Block:
+        """The measured ratios of one suffix, alone or beside the ratios to LoRA of the paper."""
         lines = []
         for row in rows:
-            line = [row.title]
+            line = [Cell(row.title)]
             for _, setting, metric in _COLUMNS:
-                text = printed(self._measured(row, setting, f"{metric}_{suffix}"))
+                cell = cell_of(self._measured(row, setting, f"{metric}_{suffix}"))
                 if beside_paper and (setting, metric) in _PAPER_COLUMNS:
-                    text += f" ({self._paper(self._shape, row, setting, metric)})"
-                line.append(text)
+                    paper = self._paper(self._shape, row, setting, metric)
+                    cell = dataclasses.replace(cell, beside=paper)
+                line.append(cell)
             lines.append(line)
-        return table(["method", *(heading for heading, _, _ in _COLUMNS)], lines)
+        return Block(heading, head=["method", *(title for title, _, _ in _COLUMNS)], rows=lines)
 
-    def reported(self) -> str:
+    def reported(self) -> Block:
         """All that the paper reports, relative to LoRA."""
         columns = [column for column in _COLUMNS if column[1:] in _PAPER_COLUMNS]
         lines = []
         for model in PAPER_TABLES:
             for row in ROWS.values():
                 cells = [self._paper(model, row, *column[1:]) for column in columns]
-                if set(cells) != {DASH}:
-                    lines.append([model, row.title, *cells])
-        return table(["model", "method", *(heading for heading, _, _ in columns)], lines)
+                if not all(cell.missing for cell in cells):
+                    lines.append([Cell(model), Cell(row.title), *cells])
+        heading = "Reported by the paper for other models, on its hardware, %"
+        head = ["model", "method", *(title for title, _, _ in columns)]
+        return Block(heading, level=3, head=head, rows=lines)
 
     def other_sources(self) -> list[_Column]:
-        """Columns of the memory sources beside the main one, those that could be read."""
+        """The columns of the memory sources beside the main one that could be read."""
         frame = self._frame
         named = frame["metric"] == "peak_memory_" + frame["meter"].fillna("")
         return [
@@ -243,10 +258,11 @@ class _Grid:
         ]
 
     def _measured(self, row: MethodRow, setting: str, metric: str) -> Row | None:
-        return self._rows.get(("measured", self._shape, row.name, setting, metric))
+        return self._rows.get((MEASURED, self._shape, row.name, setting, metric))
 
-    def _paper(self, model: str, row: MethodRow, setting: str, metric: str) -> str:
-        return printed(self._rows.get(("reported", model, row.name, setting, f"{metric}_ratio")))
+    def _paper(self, model: str, row: MethodRow, setting: str, metric: str) -> Cell:
+        key = (REPORTED, model, row.name, setting, f"{metric}_ratio")
+        return cell_of(self._rows.get(key), REPORTED)
 
 
 TABLE = MeasuredTable(

@@ -1,4 +1,4 @@
-"""Figure 5: how tokens spread over the experts by task and layer, with and without aux loss."""
+"""Figure 5: how tokens spread over the experts, by task and layer, with and without aux loss."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from harness.accuracy import AccuracyTable
-from harness.cells.layout import Setting, all_tasks
 from harness.cells.methods import METHOD_TITLES
-from harness.rendering.compare import load_reported
-from harness.rendering.expert_load import layer_std, load_std, shares, specialisation
-from harness.rendering.heat_map import HeatMap, draw_heat_maps
-from harness.rendering.rendered import DASH, Rendered, bullets, table
-from harness.rendering.sources import NOT_MEASURED
+from harness.numbers.comparison import load_reported
+from harness.numbers.expert_load import layer_std, load_std, shares, specialisation
+from harness.request import Setting, all_tasks
+from harness.show.data import MEASURED, REPORTED, Block, Cell, TableData, number
+from harness.show.figures import HeatMap, draw_heat_maps
 from harness.store.records import RunRecord
 from tasks import get_task
 
@@ -28,30 +27,29 @@ _NOTES = (
 )
 
 
-def _with_load(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -> Rendered:
-    """The accuracies, with the loads before them."""
+def _with_load(table: TableData, records: Mapping[str, Sequence[RunRecord]]) -> TableData:
+    """The table of accuracies, with the loads before it."""
     found = [(name, r) for name, group in records.items() for r in _counted(group)]
-    parts = ["# Load of the experts (Figure 5 of arXiv 2404.15159)"]
-    parts += [_summary(found), *(_by_task(setting, record) for setting, record in found)]
-    parts += [_in_training(found), bullets(_NOTES)]
+    blocks = [_summary(found), *(_by_task(setting, record) for setting, record in found)]
+    blocks += [*_in_training(found), Block(notes=list(_NOTES)), Block(table.title, level=1)]
     figures: dict[str, bytes] = {}
     for setting, record in found:
         stem = f"expert-load-{record.spec.model}-{record.spec.method}-{_coefficient(setting)}"
         title = f"Load of the experts, measured: {_title(setting, record)}"
         images = draw_heat_maps(title, _maps(record))
         figures |= {f"{stem}.{kind}": data for kind, data in images.items()}
-    markdown = "\n\n".join(part for part in parts if part)
-    rows = [row for setting, record in found for row in _rows(setting, record, rendered.rows)]
+    rows = [row for setting, record in found for row in _rows(setting, record, table.numbers)]
     return dataclasses.replace(
-        rendered,
-        markdown=f"{markdown}\n\n{rendered.markdown}",
-        rows=[*rows, *rendered.rows],
+        table,
+        title="Load of the experts (Figure 5 of arXiv 2404.15159)",
+        blocks=[*blocks, *table.blocks],
+        numbers=[*rows, *table.numbers],
         figures=figures,
     )
 
 
 def _counted(group: Sequence[RunRecord]) -> list[RunRecord]:
-    """Of each model and method, the record of the first seed."""
+    """The records whose load was counted: for each model and method that of the first seed."""
     first: dict[tuple[str, str], RunRecord] = {}
     for record in sorted(group, key=lambda record: record.spec.seed):
         if all(task.expert_load is not None for task in record.tasks.values()):
@@ -72,7 +70,7 @@ def _title(setting: str, record: RunRecord) -> str:
 
 
 def _figures(record: RunRecord) -> dict[str, float]:
-    """Metric -> value."""
+    """The figures of a record, by metric."""
     loads = _loads(record)
     return {
         "expert_load_std": sum(map(load_std, loads.values())) / len(loads),
@@ -81,54 +79,56 @@ def _figures(record: RunRecord) -> dict[str, float]:
     }
 
 
-def _summary(found: Sequence[tuple[str, RunRecord]]) -> str:
-    lines = []
-    for setting, record in found:
-        values = _figures(record)
-        lines.append(
-            [
-                _title(setting, record),
-                f"{values['expert_load_std']:.4f}",
-                f"{values['expert_load_layer_std']:.4f}",
-                f"{values['specialisation']:.4f}",
-            ]
-        )
-    reported = load_reported("fig5")
-    for row in reported.itertuples(index=False):
-        name = f"{row.model}, {METHOD_TITLES[row.method]}: {NOT_MEASURED}"
-        lines.append([name, f"{row.value:.4f}", DASH, DASH])
-    return table(["", "std", "std within layers", "specialisation, bits"], lines)
-
-
-def _by_task(setting: str, record: RunRecord) -> str:
-    loads = _loads(record)
-    means = {name: shares(counts).mean(axis=0) for name, counts in loads.items()}
-    experts = len(next(iter(means.values())))
-    lines = [
-        [get_task(name).title, *(f"{100 * share:.1f}" for share in mean), f"{mean.std():.4f}"]
-        for name, mean in means.items()
+def _summary(found: Sequence[tuple[str, RunRecord]]) -> Block:
+    rows = [
+        [
+            Cell(_title(setting, record)),
+            *(number(value, ".4f", MEASURED) for value in _figures(record).values()),
+        ]
+        for setting, record in found
     ]
-    head = ["task", *(f"expert {number}" for number in range(1, experts + 1)), "std"]
-    return f"## {_title(setting, record)}: mean share over layers, %\n\n{table(head, lines)}"
+    for row in load_reported("fig5").itertuples(index=False):
+        name = f"{row.model}, {METHOD_TITLES[row.method]}: reported, not measured here"
+        values = (row.value, None, None)
+        rows.append([Cell(name), *(number(value, ".4f", REPORTED) for value in values)])
+    return Block(head=["", "std", "std within layers", "specialisation, bits"], rows=rows)
 
 
-def _in_training(found: Sequence[tuple[str, RunRecord]]) -> str:
-    """The spread over the training, at the steps where it was taken."""
-    steps: dict[int, None] = {}
-    values: dict[str, dict[int, float]] = {}
-    for setting, record in found:
-        own = {e["step"]: load_std(e["counts"]) for e in record.training.get("expert_load", [])}
-        values[_title(setting, record)] = own
-        steps |= dict.fromkeys(own)
+def _by_task(setting: str, record: RunRecord) -> Block:
+    means = {name: shares(counts).mean(axis=0) for name, counts in _loads(record).items()}
+    experts = len(next(iter(means.values())))
+    return Block(
+        f"{_title(setting, record)}: mean share over layers, %",
+        head=["task", *(f"expert {number}" for number in range(1, experts + 1)), "std"],
+        rows=[
+            [
+                Cell(get_task(name).title),
+                *(number(100 * share, ".1f", MEASURED) for share in mean.tolist()),
+                number(float(mean.std()), ".4f", MEASURED),
+            ]
+            for name, mean in means.items()
+        ],
+    )
+
+
+def _in_training(found: Sequence[tuple[str, RunRecord]]) -> list[Block]:
+    """The spread during the training, at the steps where it was taken; nothing without any."""
+    values = {
+        _title(setting, record): {
+            entry["step"]: load_std(entry["counts"])
+            for entry in record.training.get("expert_load", [])
+        }
+        for setting, record in found
+    }
+    steps = sorted({step for own in values.values() for step in own})
     if not steps:
-        return ""
-    ordered = sorted(steps)
-    lines = [
-        [title, *(f"{own[step]:.4f}" if step in own else DASH for step in ordered)]
+        return []
+    rows = [
+        [Cell(title), *(number(own.get(step), ".4f", MEASURED) for step in steps)]
         for title, own in values.items()
     ]
-    head = ["", *(f"to step {step}" for step in ordered)]
-    return f"## Std of the load while training\n\n{table(head, lines)}"
+    head = ["", *(f"to step {step}" for step in steps)]
+    return [Block("Std of the load while training", head=head, rows=rows)]
 
 
 def _maps(record: RunRecord) -> list[HeatMap]:
@@ -141,7 +141,7 @@ def _maps(record: RunRecord) -> list[HeatMap]:
 def _rows(
     setting: str, record: RunRecord, like: Sequence[Mapping[str, object]]
 ) -> list[dict[str, object]]:
-    """Long form of the summary, and of every task, in the columns of the accuracies."""
+    """The loads in long form: the summary and the shares, in the columns of the accuracies."""
     columns = dict.fromkeys(like[0]) if like else {}
     common = columns | {
         "table": "fig5",

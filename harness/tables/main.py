@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.accuracy import AccuracyTable
-from harness.cells.layout import Setting, single_task
+from harness.request import Setting, single_task
 
 TABLE = AccuracyTable(
     name="main",

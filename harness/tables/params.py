@@ -1,16 +1,15 @@
-"""The "# Params" columns of Tables 1, 2, 5 and 8, exactly, from models on the meta device."""
+"""The "# Params" columns of Tables 1, 2, 5 and 8, counted exactly on models without weights."""
 
 from __future__ import annotations
 
 from harness.cells.methods import METHOD_TITLES
 from harness.computed import ComputedTable
 from harness.models.shapes import SHAPES
-from harness.paper.checks import parameter_checks, rank_of
+from harness.options import command
+from harness.paper.audit import parameter_checks, rank_of
 from harness.paper.printed import AGREES, Check, Paper
-from harness.rendering.rendered import Rendered, bullets, provenance_block, table
-from harness.rendering.sources import PRINTED
-from harness.request.command_line import command
 from harness.run import provenance
+from harness.show.data import COMPUTED, REPORTED, Block, Cell, TableData, number
 
 _NOTES = (
     "trainable: adapters in q, k, v, o, gate, up and down of every layer; of MixLoRA and MixDoRA "
@@ -27,13 +26,13 @@ _Case = tuple[str, str, int]
 
 
 def _cases(paper: Paper) -> list[_Case]:
-    """What has a "# Params" cell, in the paper's order."""
+    """Every (model, method, rank) that has a "# Params" cell, in the paper's order."""
     rows = paper.of("1", "2", "5", "8", metric="params")
     return list(dict.fromkeys((row.key[1], row.key[2], rank_of(row)) for row in rows))
 
 
-def _render() -> Rendered:
-    # Here, because it builds models and loads torch.
+def _render() -> TableData:
+    # Imported here, because it builds models and loads torch.
     from harness.run.parameters import count_magnitudes, count_paper, paper_percent
 
     paper = Paper()
@@ -46,23 +45,25 @@ def _render() -> Rendered:
         trainable, frozen = count_paper(*case)
         own = [c for c in checks if (*c.printed.key[1:3], rank_of(c.printed)) == case]
         exact = 100 * trainable / frozen
+        printed = ", ".join(f"{c.printed.text} (Table {c.printed.key[0]})" for c in own)
+        agree = all(c.verdict == AGREES for c in own)
         nominal_size = SHAPES[model].nominal_parameters or frozen
         lines.append(
             [
-                f"{model}, {METHOD_TITLES[method]} r={rank}",
-                f"{trainable:,}",
-                f"{count_magnitudes(*case):,}",
-                f"{100 * trainable / nominal_size:.3f}",
-                f"{percent[case]:.3f}",
-                ", ".join(f"{c.printed.text} (Table {c.printed.key[0]})" for c in own),
-                "yes" if all(c.verdict == AGREES for c in own) else "no",
-                f"{frozen:,}",
-                f"{exact:.3f}",
+                Cell(f"{model}, {METHOD_TITLES[method]} r={rank}"),
+                number(trainable, ",d", COMPUTED),
+                number(count_magnitudes(*case), ",d", COMPUTED),
+                number(100 * trainable / nominal_size, ".3f", COMPUTED),
+                number(percent[case], ".3f", COMPUTED),
+                Cell(printed, own[0].printed.value, source=REPORTED),
+                Cell("yes" if agree else "no", source=COMPUTED),
+                number(frozen, ",d", COMPUTED),
+                number(exact, ".3f", COMPUTED),
             ]
         )
         rows += [_row(case, trainable, frozen, check) for check in own]
     head = ["model and method", "trainable", "magnitudes of these", "% of nominal"]
-    head += ["without magnitudes", f"{PRINTED}, %", "agrees"]
+    head += ["without magnitudes", "printed, %", "agrees"]
     head += ["true size", "% of true"]
     nominal = {name: shape.nominal_parameters for name, shape in SHAPES.items()}
     facts = {
@@ -72,14 +73,20 @@ def _render() -> Rendered:
         "commit": provenance.commit(),
     }
     agreeing = sum(check.verdict == AGREES for check in checks)
-    parts = [
-        "# Trainable parameters (Tables 1, 2, 5 and 8 of arXiv 2404.15159)",
-        f"{agreeing} of {len(checks)} printed cells follow to the printed digit.",
-        table(head, lines),
-        bullets(_NOTES),
-        provenance_block(facts),
-    ]
-    return Rendered("params", "\n\n".join(parts) + "\n", rows, facts)
+    return TableData(
+        name="params",
+        title="Trainable parameters (Tables 1, 2, 5 and 8 of arXiv 2404.15159)",
+        blocks=[
+            Block(
+                text=f"{agreeing} of {len(checks)} printed cells follow to the printed digit.",
+                head=head,
+                rows=lines,
+            ),
+            Block(notes=list(_NOTES)),
+        ],
+        numbers=rows,
+        provenance=facts,
+    )
 
 
 def _row(case: _Case, trainable: int, frozen: int, check: Check) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What each quirk of the released code does to accuracy, alone and all together."""
+"""The effect of each quirk of the released code on accuracy, one at a time and all together."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.accuracy import AccuracyTable
-from harness.cells.layout import Setting, single_task
 from harness.cells.quirks import QUIRKS
 from harness.cells.spec import RunSpec
-from harness.rendering.rendered import Rendered, bullets
-from harness.request.request import Request
+from harness.request import Request, Setting, single_task
+from harness.show.data import Block, TableData
 from harness.store.records import RunRecord
 
-# As in reported.csv, so that the paper's numbers stand beside the clean protocol's.
+# The name of this setting in reported.csv, so that the paper's numbers stand beside it.
 _CLEAN = "st"
 
 
 def _with(*quirks: str) -> Callable[[Request], list[RunSpec]]:
-    """The cells that one of the quirks concerns; the others are the clean ones."""
+    """The cells that one of these quirks concerns; all other cells equal the clean ones."""
 
     def cells(request: Request) -> list[RunSpec]:
         if request.quirks:
@@ -31,8 +30,8 @@ def _with(*quirks: str) -> Callable[[Request], list[RunSpec]]:
     return cells
 
 
-def _explained(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -> Rendered:
-    """The table, and below it what its rows stand for."""
+def _explained(table: TableData, records: Mapping[str, Sequence[RunRecord]]) -> TableData:
+    """The table with an explanation of its rows below it."""
     lines = [f"{quirk.name} ({quirk.needs}): {quirk.effect}" for quirk in QUIRKS.values()]
     cut = {
         record.spec.eval_tasks[0]: record.training["truncated"]
@@ -41,8 +40,8 @@ def _explained(rendered: Rendered, records: Mapping[str, Sequence[RunRecord]]) -
     if cut:
         counts = ", ".join(f"{task} {count}" for task, count in cut.items())
         lines.append(f"training rows that truncate-answer cut: {counts}")
-    block = f"## The quirks, and which cells each concerns\n\n{bullets(lines)}\n"
-    return dataclasses.replace(rendered, markdown=f"{rendered.markdown}\n{block}")
+    block = Block("The quirks, and which cells each concerns", notes=lines)
+    return dataclasses.replace(table, appendix=[block])
 
 
 TABLE = AccuracyTable(

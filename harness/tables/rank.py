@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from harness.accuracy import AccuracyTable
-from harness.cells.layout import Setting, single_task
-from harness.rendering.ablation import pictured
+from harness.request import Setting, single_task
+from harness.show.ablation import pictured
 
 TABLE = AccuracyTable(
     name="rank",

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.rendering.figures import Line, Panel, draw
-from harness.rendering.rendered import DASH, Rendered, bullets, long_rows, provenance_block, table
-from harness.speed.cells import printed
-from harness.speed.numbers import MEASURE_COLUMNS, Row, frame_of, latency_rows, memory_rows
+from harness.options import command
+from harness.show.data import DASH, Block, Cell, TableData, long_rows
+from harness.show.figures import Line, Panel, draw
+from harness.speed.numbers import (
+    MEASURE_COLUMNS,
+    Row,
+    cell_of,
+    frame_of,
+    latency_rows,
+    memory_rows,
+)
 from harness.speed.request import Defaults, MeasureRequest
 from harness.speed.rows import LORA, ROWS
 from harness.speed.spec import MeasureSpec, Subject
@@ -15,7 +22,7 @@ from harness.speed.table import MeasuredTable, Records, failures, provenance, st
 
 _FUSED = ROWS["mixlora/fused"]
 
-#: Tokens of every batch of the sweep over the sequence length.
+#: The number of tokens in every batch of the sweep over the sequence length.
 _LENGTH_TOKENS = 1024
 
 
@@ -24,10 +31,10 @@ class Sweep:
     """One setting varied while all others stay.
 
     Attributes:
-        name: As on the command line.
-        label: Of the axis and column.
-        points: The values.
-        default: The one that the others are compared with.
+        name: name on the command line, and of the setting that varies.
+        label: label of the axis and of the column.
+        points: the values.
+        default: the value that the others are compared with.
     """
 
     name: str
@@ -37,7 +44,7 @@ class Sweep:
 
     @property
     def varies_batch(self) -> bool:
-        """Whether it is over the batch, not over a setting of the adapter."""
+        """Whether the sweep varies the batch and not a setting of the adapter."""
         return self.name in ("tokens", "length")
 
 
@@ -59,7 +66,7 @@ SWEEPS: dict[str, Sweep] = {
 
 SCALING_COLUMNS = [*MEASURE_COLUMNS, "sweep", "point"]
 
-#: Heading, setting and metric of what is printed of a point.
+#: The heading, setting and metric of each number that is printed for a point.
 _COLUMNS = [
     ("train step, us per token", "train", "step_latency"),
     ("inference forward, us per token", "inference", "forward_latency"),
@@ -78,7 +85,7 @@ _NOTES = (
 
 @dataclass(frozen=True)
 class _Points:
-    """The points of a sweep that run on one batch: those take turns with LoRA in one process."""
+    """The points of a sweep that run on the same batch and take turns with LoRA in one process."""
 
     request: MeasureRequest
     sweep: Sweep
@@ -107,7 +114,7 @@ class _Points:
         return latencies + [self.memory(subject) for subject in subjects]
 
     def numbers(self, records: Records) -> list[Row]:
-        """What is known of the points, in long form."""
+        """The numbers that are known of the points, in long form."""
         return [
             row | {"sweep": self.sweep.name, "point": value}
             for value in self.values
@@ -133,7 +140,7 @@ class _Points:
 
 
 def _batch(request: MeasureRequest, sweep: Sweep, value: int) -> tuple[int, int]:
-    """(rows, tokens per row) of a point."""
+    """The (rows, tokens per row) of a point."""
     if sweep.name == "tokens":
         return 1, value
     if sweep.name == "length":
@@ -156,38 +163,42 @@ def _measurements(request: MeasureRequest, sweeps: list[Sweep]) -> list[MeasureS
     return [spec for points in _points(request, sweeps) for spec in points.measurements()]
 
 
-def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> Rendered:
+def _render(request: MeasureRequest, sweeps: list[Sweep], records: Records) -> TableData:
     numbers = [row for points in _points(request, sweeps) for row in points.numbers(records)]
     rows = long_rows(frame_of(numbers, SCALING_COLUMNS))
     found = {(row["sweep"], row["point"], row["setting"], row["metric"]): row for row in rows}
-    asked = None if len(sweeps) == len(SWEEPS) else [sweep.name for sweep in sweeps]
     facts = {
         "table": "scaling",
-        "command": request.command("scaling", sweeps=asked),
+        "command": command("scaling", request),
         "model": request.title,
         **provenance(records),
     }
     facts["adapters"] = {row.name: row.settings for row in (ROWS[LORA], _FUSED)}
     name = f"scaling-{request.shape}"
     figures: dict[str, bytes] = {}
-    parts = [
-        "# Fused MixLoRA: latency and memory against its settings and the batch",
-        f"{request.title} where the sweep is not over them; settings of the paper's Table 3.",
-    ]
+    text = f"{request.title} where the sweep is not over them; settings of the paper's Table 3."
+    blocks = [Block(text=text)]
     for sweep in sweeps:
-        parts += [f"## By {sweep.label} (default {sweep.default})", _sweep_table(sweep, found)]
+        blocks.append(_sweep_block(sweep, found))
         for kind, image in _sweep_figure(request, sweep, found).items():
             figures[f"{name}-{sweep.name}.{kind}"] = image
-    parts += [bullets([*_NOTES, *status_notes(records)]), provenance_block(facts)]
-    markdown = "\n\n".join(parts) + "\n"
-    return Rendered(name, markdown, rows, facts, figures, len(failures(records)))
+    blocks.append(Block(notes=[*_NOTES, *status_notes(records)]))
+    return TableData(
+        name=name,
+        title="Fused MixLoRA: latency and memory against its settings and the batch",
+        blocks=blocks,
+        numbers=rows,
+        provenance=facts,
+        figures=figures,
+        failed=len(failures(records)),
+    )
 
 
 _Found = dict[tuple[str, int, str, str], Row]
 
 
-def _sweep_table(sweep: Sweep, found: _Found) -> str:
-    # Points on different batches are not compared with each other.
+def _sweep_block(sweep: Sweep, found: _Found) -> Block:
+    # Only points on the same batch are compared with each other.
     ratios = {"ratio": "of LoRA, %"}
     if not sweep.varies_batch:
         ratios["ratio_to_default"] = "of the default, %"
@@ -196,17 +207,17 @@ def _sweep_table(sweep: Sweep, found: _Found) -> str:
         head += [heading, *ratios.values()]
     lines = []
     for point in sweep.points:
-        line = [str(point)]
+        line = [Cell(str(point), point)]
         for _, setting, metric in _COLUMNS:
             key = (sweep.name, point, setting)
-            line.append(printed(found.get((*key, metric)), spread=True))
-            line += [printed(found.get((*key, f"{metric}_{suffix}"))) for suffix in ratios]
+            line.append(cell_of(found.get((*key, metric)), spread=True))
+            line += [cell_of(found.get((*key, f"{metric}_{suffix}"))) for suffix in ratios]
         lines.append(line)
-    return table(head, lines)
+    return Block(f"By {sweep.label} (default {sweep.default})", head=head, rows=lines)
 
 
 def _sweep_figure(request: MeasureRequest, sweep: Sweep, found: _Found) -> dict[str, bytes]:
-    """Images of a sweep; none without a number."""
+    """The figure of a sweep by format; nothing if there is no number."""
 
     def line(label: str, setting: str, metric: str) -> Line:
         rows = [found.get((sweep.name, point, setting, metric)) for point in sweep.points]
@@ -228,7 +239,7 @@ def _sweep_figure(request: MeasureRequest, sweep: Sweep, found: _Found) -> dict[
         Panel("relative to LoRA r = 80, %", latencies("_ratio"), reference=100),
         Panel("memory above weights, GB", [memory]),
     ]
-    # What has no number yet has no axes either.
+    # A panel without any number is left out.
     panels = [panel for panel in panels if any(line.x for line in panel.lines)]
     if not panels:
         return {}

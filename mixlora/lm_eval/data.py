@@ -1,4 +1,4 @@
-"""Rows for the task configs: a local directory, or the hub."""
+"""Loads the rows of the task configs, from a local directory or from the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FORMATS = {".jsonl": "json", ".jsonl.gz": "json", ".parquet": "parquet"}
 
 
 class DataError(ValueError):
-    """The local rows of a task are not where they are expected."""
+    """The local file of a task's rows is missing or cannot be read."""
 
 
 def load(
@@ -24,21 +24,25 @@ def load(
     data_dir: str | None = None,
     **others: Any,
 ) -> dict[str, Any]:
-    """The split that a task scores, as lm-eval's ``custom_dataset``.
+    """Return the split that a task scores; lm-eval calls this as its ``custom_dataset``.
 
     Args:
         directory: Name of the task's folder in a local data directory.
         split: Name of the split.
-        hub_path, hub_name, hub_revision: Where the hub has it.
-        data_dir: Root of local data, of ``--metadata data_dir=DIR``:
-            ``DIR/<directory>/<split>.jsonl``, ``.jsonl.gz`` or ``.parquet``; None takes the hub.
-        **others: lm-eval passes all of ``--metadata`` and ``--model_args``.
+        hub_path: Repository of the data set on the Hugging Face hub.
+        hub_name: Configuration of the data set; None where it has one only.
+        hub_revision: Commit of the repository; None takes the newest.
+        data_dir: Root of a local data directory, from ``--metadata data_dir=DIR``. The rows are
+            read from ``DIR/<directory>/<split>.jsonl``, ``.jsonl.gz`` or ``.parquet``. None loads
+            them from the hub.
+        **others: Further entries of ``--metadata`` and ``--model_args``, which lm-eval passes to
+            every data set; they are not used.
 
     Returns:
-        {split: its rows, a `datasets.Dataset`}.
+        A dict with one entry: the name of the split and its rows, a `datasets.Dataset`.
 
     Raises:
-        DataError: The local split is not there, there more than once, or cannot be read.
+        DataError: The local split is missing, there are two files of it, or it cannot be read.
     """
     import datasets
 
@@ -54,7 +58,7 @@ def load(
     ((file, kind),) = found.items()
     try:
         return {split: datasets.load_dataset(kind, data_files=str(file), split="train")}
-    # The reader of each format has exceptions of its own, wrapped once more in others.
+    # The reader of each format raises its own exceptions, which datasets wraps in others.
     except Exception as error:
         reason = one_line(error.__cause__ or error)[:200]
         raise DataError(f"{file}: cannot be read ({reason or type(error).__name__})") from error

@@ -1,4 +1,4 @@
-"""`AdapterLM`: lm-eval's Hugging Face model with a PEFT adapter that is known to be applied."""
+"""`AdapterLM`: lm-eval's Hugging Face model with a PEFT adapter, checked to have an effect."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from transformers import PreTrainedModel
 
 from mixlora.checks import require_effect
 
-# What the effect of an adapter is looked for on; any text does.
+# The text on which an adapter must change the logits; any text would do.
 _PROBE = "Which of these answers is the best one, and why is it better than the others?"
 
 
 class AdapterError(ValueError):
-    """An adapter cannot be scored as it is."""
+    """An adapter cannot be loaded completely, or does not fit its tokenizer."""
 
 
 class AdapterLM(HFLM):
-    """``--model mixlora``: lm-eval's ``hf`` and an adapter, MixLoRA's or any other of PEFT's.
+    """``--model mixlora``: lm-eval's ``hf`` with an adapter of MixLoRA or of any PEFT method.
 
     Args:
         pretrained: Directory or hub name of the base model.
         adapter: Directory or hub name of the adapter.
-        peft: The same, by the name it has in lm-eval's ``hf``.
-        softmax_dtype: In which logits become log-probabilities; of ``hf`` the model's, whose three
-            digits in half precision make ties.
-        **others: As of ``hf``.
+        peft: The same as `adapter`, under the name that ``hf`` has for it.
+        softmax_dtype: Data type in which logits become log-probabilities. ``hf`` takes the model's,
+            and in half precision its three digits make ties between options.
+        **others: Further arguments of ``hf``.
 
     Raises:
-        AdapterError: There is no adapter, weights of it are missing, or the tokenizer has ids that
-            the base model has no embedding of (embeddings are never resized).
-        NoEffectError: The adapter leaves the logits of a probe unchanged.
+        AdapterError: No adapter is given, some of its weights are missing, or the tokenizer has
+            more ids than the base model has embeddings (which are never resized).
+        NoEffectError: The adapter leaves the logits of a probing text unchanged.
     """
 
     _model: Any
@@ -68,17 +68,21 @@ class AdapterLM(HFLM):
 
 
 def load_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
-    """A model with an adapter from a directory or the hub, every weight of it found.
+    """Return the model with an adapter, all of whose weights have been found.
+
+    Args:
+        model: The base model.
+        adapter: Directory or hub name of the adapter.
 
     Raises:
-        AdapterError: It cannot be read, or weights that it needs are missing.
+        AdapterError: The adapter cannot be read, or weights of it are missing.
     """
     with warnings.catch_warnings():
-        # PEFT says so and goes on with random weights in their place.
+        # PEFT warns of missing weights and goes on with random ones in their place.
         warnings.filterwarnings("error", "Found missing adapter keys", UserWarning)
         try:
             return PeftModel.from_pretrained(model, adapter)
-        # JSON, pickle, safetensors and PEFT each have exceptions of their own for a broken file.
+        # A broken file raises exceptions of json, safetensors, torch or PEFT.
         except Exception as error:
             reason = next(iter(str(error).splitlines()), "")[:200]
             kind = "" if isinstance(error, (UserWarning, ValueError)) else type(error).__name__
@@ -88,5 +92,5 @@ def load_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
 
 
 def register() -> None:
-    """Make ``--model mixlora`` known to lm-eval in this process."""
+    """Add ``--model mixlora`` to the models of lm-eval in this process."""
     model_registry.register("mixlora", target=AdapterLM)

@@ -1,19 +1,16 @@
-"""ARC-Challenge: ARC's questions that simple baselines get wrong (arXiv 1803.05457)."""
+"""ARC-Challenge: the questions of ARC that simple baselines get wrong (arXiv 1803.05457)."""
 
 from __future__ import annotations
 
-from tasks.base import HubDataset, Task
-from tasks.definitions.arc_easy import COLUMNS, parse
+from dataclasses import replace
 
-TASK = Task(
+from tasks.definitions import arc_easy
+
+TASK = replace(
+    arc_easy.TASK,
     name="arc-c",
     title="ARC-c",
-    hub=HubDataset("allenai/ai2_arc", "ARC-Challenge", "210d026faf9955653af8916fad021475a3f00453"),
+    hub=replace(arc_easy.TASK.hub, config="ARC-Challenge"),
     directory="arc_challenge",
-    train_split="train",
-    eval_split="test",
-    columns=COLUMNS,
-    instruction="Answer this science question.",
-    parse=parse,
-    lm_eval_task="arc_challenge",
+    lm_eval=replace(arc_easy.TASK.lm_eval, name="arc_challenge"),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.base import Example, HubDataset, Task
+from tasks.base import Example, HubDataset, LmEvalTask, Task
 from tasks.fields import letters, read_choices, read_text
 
 
@@ -20,13 +20,6 @@ def parse(row: dict[str, Any], default_id: str) -> Example:
     )
 
 
-COLUMNS = {
-    "id": "a non-empty text that no other row has",
-    "question": "a non-empty text",
-    "choices": "an object of two lists of one length, text and label (no label twice)",
-    "answerKey": "the label of the right choice",
-}
-
 TASK = Task(
     name="arc-e",
     title="ARC-e",
@@ -34,8 +27,18 @@ TASK = Task(
     directory="arc_easy",
     train_split="train",
     eval_split="test",
-    columns=COLUMNS,
+    columns={
+        "id": "a non-empty text that no other row has",
+        "question": "a non-empty text",
+        "choices": "an object of two lists of one length, text and label (no label twice)",
+        "answerKey": "the label of the right choice",
+    },
     instruction="Answer this science question.",
     parse=parse,
-    lm_eval_task="arc_easy",
+    lm_eval=LmEvalTask(
+        name="arc_easy",
+        question="{{question.strip()}}",
+        options="choices.text",
+        answer="(choices.label | map('trim') | list).index(answerKey.strip())",
+    ),
 )

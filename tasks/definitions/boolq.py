@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.base import Example, HubDataset, Task
+from tasks.base import Example, HubDataset, LmEvalTask, Task
 from tasks.fields import read_bool, read_text
 
 _LABELS = ("true", "false")
@@ -33,6 +33,11 @@ TASK = Task(
     columns={"question": "a non-empty text", "answer": "true or false, as a boolean"},
     instruction="Answer this question with true or false.",
     parse=parse,
-    lm_eval_task="boolq",
+    lm_eval=LmEvalTask(
+        name="boolq",
+        question='{{question.strip().rstrip("?").rstrip()}}?',
+        options="['true', 'false']",
+        answer="0 if answer else 1",
+    ),
     lettered=False,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.base import Example, HubDataset, Task
+from tasks.base import Example, HubDataset, LmEvalTask, Task
 from tasks.fields import RowError, letters, read_index, read_text, read_texts
 
 _NUM_ENDINGS = 4
@@ -38,5 +38,10 @@ TASK = Task(
     },
     instruction="Choose the most likely continuation of this text.",
     parse=parse,
-    lm_eval_task="hellaswag",
+    lm_eval=LmEvalTask(
+        name="hellaswag",
+        question="{{ctx.strip()}}",
+        options="endings",
+        answer="label | int",
+    ),
 )

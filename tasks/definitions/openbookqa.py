@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.base import Example, HubDataset, Task
+from tasks.base import Example, HubDataset, LmEvalTask, Task
 from tasks.fields import letters, read_choices, read_text
 
 
@@ -35,5 +35,10 @@ TASK = Task(
     },
     instruction="Answer this question or complete the sentence.",
     parse=parse,
-    lm_eval_task="openbookqa",
+    lm_eval=LmEvalTask(
+        name="openbookqa",
+        question="{{question_stem.strip()}}",
+        options="choices.text",
+        answer="(choices.label | map('trim') | list).index(answerKey.strip())",
+    ),
 )

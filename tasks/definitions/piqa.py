@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.base import Example, HubDataset, Task
+from tasks.base import Example, HubDataset, LmEvalTask, Task
 from tasks.fields import letters, read_index, read_text
 
 
@@ -34,5 +34,10 @@ TASK = Task(
     },
     instruction="Choose the way that reaches this goal.",
     parse=parse,
-    lm_eval_task="piqa",
+    lm_eval=LmEvalTask(
+        name="piqa",
+        question="{{goal.strip()}}",
+        options="[sol1, sol2]",
+        answer="label | int",
+    ),
 )

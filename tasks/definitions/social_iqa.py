@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.base import Example, HubDataset, Task
+from tasks.base import Example, HubDataset, LmEvalTask, Task
 from tasks.fields import letters, read_index, read_text
 
 
@@ -37,5 +37,10 @@ TASK = Task(
     },
     instruction="Answer this question about the situation.",
     parse=parse,
-    lm_eval_task="social_iqa",
+    lm_eval=LmEvalTask(
+        name="social_iqa",
+        question="{{context.strip()}}\n{{question.strip()}}",
+        options="[answerA, answerB, answerC]",
+        answer="label | int - 1",
+    ),
 )

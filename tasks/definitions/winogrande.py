@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from tasks.base import Example, HubDataset, Task
-from tasks.fields import RowError, letters, read_index, read_text, show
+from tasks.base import Example, HubDataset, LmEvalTask, Task
+from tasks.fields import RowError, letters, read_index, read_text
+from tasks.messages import short_repr
 
 
 def parse(row: dict[str, Any], default_id: str) -> Example:
     """Returns the row as an `Example` with two options; the question is the sentence with `_`."""
     sentence = read_text(row, "sentence")
     if "_" not in sentence:
-        raise RowError("sentence", f"got {show(sentence)}")
+        raise RowError("sentence", f"got {short_repr(sentence)}")
     return Example(
         id=default_id,
         question=sentence,
@@ -40,5 +41,10 @@ TASK = Task(
     },
     instruction="Choose what the blank _ in this sentence stands for.",
     parse=parse,
-    lm_eval_task="winogrande",
+    lm_eval=LmEvalTask(
+        name="winogrande",
+        question="{{sentence.strip()}}",
+        options="[option1, option2]",
+        answer="answer | int - 1",
+    ),
 )

@@ -1,9 +1,9 @@
-"""The text the tiny base model is pretrained on: pages of notes about the world, one a line.
+"""The text that the tiny base model is pretrained on: pages of notes about the world, one a line.
 
-None of the eight tasks is in here: no question, no options, no instruction line, no "Answer:". The
-lines of a page have nothing to do with one another, so the model learns the facts, and that what
-comes after a line's heading does not depend on the lines above. That it does after "Answer:" is
-what fine-tuning has to teach.
+It holds none of the eight tasks: no question, no options, no instruction, no "Answer:". The lines
+of a page have nothing to do with one another. The model thus learns the facts, and it learns that
+what follows a line's heading does not depend on the lines above. After "Answer:" it does depend on
+them, which is left for fine-tuning to teach.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tasks.miniature.world import (
     Thing,
 )
 
-# {n} is the thing's name and {v} the value of the attribute: from the thing to its value.
+# Sentences that lead from a thing to its value: {n} is the thing's name, {v} the value.
 FACTS = {
     "kind": ("The {n} is a {v}.", "A {n} is one sort of {v}.", "They call the {n} a {v}."),
     "colour": ("The {n} is {v}.", "The {n} has the colour {v}.", "They painted the {n} {v}."),
@@ -30,7 +30,7 @@ FACTS = {
     "use": ("The {n} helps to {v}.", "They use the {n} to {v}.", "The {n} is for this: {v}."),
     "weight": ("The {n} is {v}.", "The {n} feels {v}.", "They find the {n} {v}."),
 }
-# From the value to a thing that has it; {k} is the thing's kind.
+# Sentences that lead from a value to a thing that has it: {k} is the thing's kind, {p} a person.
 FINDS = {
     "kind": ("One {v} is the {n}.", "{p} needs a {v}, so {p} takes the {n}."),
     "colour": ("One {v} {k} is the {n}.", "{p} likes {v} and holds the {n}."),
@@ -42,31 +42,31 @@ FINDS = {
 
 
 def fact(rng: random.Random, thing: Thing, attribute: str, value: str | None = None) -> str:
-    """One sentence that gives `thing` the value (by default the true one) of `attribute`."""
+    """Returns a sentence that gives `thing` a value of `attribute`, by default the true one."""
     shown = thing.get(attribute) if value is None else value
     return rng.choice(FACTS[attribute]).format(n=thing.name, v=shown)
 
 
 def find(rng: random.Random, thing: Thing, attribute: str) -> str:
-    """One sentence that leads from the value of `attribute` to `thing`."""
+    """Returns a sentence that leads from a thing's value of `attribute` to the thing."""
     value, person = thing.get(attribute), rng.choice([*PRONOUNS])
     form = rng.choice(FINDS[attribute])
     return form.format(n=thing.name, v=value, k=thing.kind, p=person)
 
 
 def portrait(rng: random.Random) -> str:
-    """Some of what is true of one thing."""
+    """Returns two facts about one thing."""
     thing = rng.choice(THINGS)
     return " ".join(fact(rng, thing, a) for a in rng.sample(ATTRIBUTES, 2))
 
 
 def discovery(rng: random.Random) -> str:
-    """A thing, found by what is true of it."""
+    """Returns a sentence that finds a thing by a fact about it."""
     return find(rng, rng.choice(THINGS), rng.choice(ATTRIBUTES))
 
 
 def opinion(rng: random.Random) -> str:
-    """Somebody's claim about a thing, and whether it holds."""
+    """Returns a claim about a thing, and whether it is right."""
     thing, attribute = rng.choice(THINGS), rng.choice(ATTRIBUTES)
     claim, verdict = thing.get(attribute), "right"
     if rng.random() < 0.5:
@@ -76,7 +76,7 @@ def opinion(rng: random.Random) -> str:
 
 
 def afternoon(rng: random.Random) -> str:
-    """An activity from its first step to its last."""
+    """Returns an activity told from its first step to its last."""
     activity, (person, pronoun) = rng.choice(ACTIVITIES), rng.choice([*PRONOUNS.items()])
     first, *rest = activity.steps
     told = "".join(f" Then {pronoun} {step}." for step in rest)
@@ -84,7 +84,7 @@ def afternoon(rng: random.Random) -> str:
 
 
 def story(rng: random.Random) -> str:
-    """What led to an event and what came of it."""
+    """Returns an event, with what led to it, how it felt and what came of it in any order."""
     case, (person, pronoun) = rng.choice(SITUATIONS), rng.choice([*PRONOUNS.items()])
     parts = [
         f"Before that {pronoun} {case.before}.",
@@ -105,7 +105,7 @@ HEADINGS = ("Note", "Today", "Remember", *PRONOUNS)
 
 
 def document(rng: random.Random) -> str:
-    """A page of three notes, each a line with a heading."""
+    """Returns a page of three notes, each a line with a heading."""
     makers, weights = zip(*NOTES, strict=True)
     chosen: list[Callable[[random.Random], str]] = rng.choices(makers, weights, k=3)
     return "\n".join(f"{rng.choice(HEADINGS)}: {make(rng)}" for make in chosen)

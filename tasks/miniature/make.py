@@ -1,9 +1,9 @@
 """Writes the eight miniature data sets from `world.py`: `python -m tasks.miniature.make`.
 
-Every row has the columns of the real data set. Most tasks keep a share of what they can ask about
-(such as a thing's colour) for the evaluation split alone: an answer there cannot be learnt from the
-training rows, only known from the pretraining text. The two with few things to ask about, SocialIQA
-and HellaSwag, keep whole rows back instead.
+Every row has the columns of the real data set. Most tasks keep a share of the facts that they can
+ask about (such as one thing's colour) for the evaluation split. Answers there cannot be learnt from
+the training rows; the model must know them from the text it was pretrained on. SocialIQA and
+HellaSwag have too few facts for that, and keep whole rows back instead.
 """
 
 from __future__ import annotations
@@ -43,13 +43,16 @@ EVAL_SHARE = 0.25
 LETTERS = "ABCDE"
 
 Row = dict[str, Any]
-# What a question is about; a key belongs to the training rows or to the evaluation rows.
+# The fact that a question asks about, such as a thing and one of its attributes.
 Key = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Quiz:
-    """A question with its right option and its wrong ones."""
+    """A question with its right option and its wrong ones.
+
+    `topic` is what it is about (a situation, an activity) where the data set has a column for that.
+    """
 
     question: str
     right: str
@@ -58,18 +61,18 @@ class Quiz:
 
 
 def strangers(rng: random.Random, thing: Thing, attribute: str, number: int) -> list[str]:
-    """Names of `number` things that do not share the thing's value of `attribute`."""
+    """Returns the names of `number` things that have another value of `attribute`."""
     value = thing.get(attribute)
     return rng.sample([t.name for t in THINGS if t.get(attribute) != value], number)
 
 
 def other_values(rng: random.Random, thing: Thing, attribute: str, number: int) -> list[str]:
-    """`number` values of `attribute` that the thing does not have."""
+    """Returns `number` values of `attribute` that the thing does not have."""
     return rng.sample([v for v in VALUES[attribute] if v != thing.get(attribute)], number)
 
 
 def ask_easy(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
-    """A thing's value, or the thing that has a value."""
+    """Asks for the value that a thing has, or for the thing that has a value."""
     value = thing.get(attribute)
     if rng.random() < 0.5:
         question = FORWARD[attribute].format(n=thing.name)
@@ -79,7 +82,7 @@ def ask_easy(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
 
 
 def ask_challenge(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
-    """Two conditions at once; wrong options meet one of them."""
+    """Asks for the thing that meets two conditions; each wrong option meets one of them."""
     value = thing.get(attribute)
     same_kind = [t.name for t in THINGS if t.kind == thing.kind and t.get(attribute) != value]
     same_value = [t.name for t in THINGS if t.kind != thing.kind and t.get(attribute) == value]
@@ -88,9 +91,10 @@ def ask_challenge(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
 
 
 def ask_claim(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
-    """A claim about a thing, true or false."""
+    """Asks whether a claim about a thing is true."""
     form = rng.choice(CLAIMS[attribute])
-    # True claims come up again sooner and repeats are dropped: a little over half stay true.
+    # There are fewer true claims than false ones, so true ones are more often dropped as repeats.
+    # At 0.58, a little over half of those that stay are true.
     if rng.random() < 0.58:
         return Quiz(form.format(n=thing.name, v=thing.get(attribute)), "true", ["false"])
     value = other_values(rng, thing, attribute, 1)[0]
@@ -98,20 +102,20 @@ def ask_claim(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
 
 
 def ask_stem(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
-    """The beginning of a sentence that the right thing ends."""
+    """Gives the beginning of a sentence, which the right thing ends."""
     question = STEMS[attribute].format(v=thing.get(attribute))
     return Quiz(question, thing.name, strangers(rng, thing, attribute, 3))
 
 
 def ask_goal(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
-    """A goal that one of two things reaches."""
+    """Gives a goal, which one of two things reaches."""
     verb = rng.choice(("take", "use", "find"))
     right, wrong = f"{verb} the {thing.name}.", strangers(rng, thing, attribute, 1)[0]
     return Quiz(GOALS[attribute].format(v=thing.get(attribute)), right, [f"{verb} the {wrong}."])
 
 
 def ask_blank(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
-    """A sentence with a blank for one of the two things that it names."""
+    """Gives a sentence with a blank for one of the two things that it names."""
     wrong = strangers(rng, thing, attribute, 1)[0]
     first, second = rng.sample([thing.name, wrong], 2)
     person, pronoun = rng.choice([*PRONOUNS.items()])
@@ -121,7 +125,7 @@ def ask_blank(rng: random.Random, thing: Thing, attribute: str) -> Quiz:
 
 
 def ask_social(rng: random.Random, situation: Situation, field: str) -> Quiz:
-    """What came before an event, how it feels, what comes next; the topic is the event."""
+    """Asks what came before an event (the topic), how it feels, or what comes next."""
     person, right = rng.choice([*PRONOUNS]), getattr(situation, field)
     values = sorted({getattr(s, field) for s in SITUATIONS} - {right})
     return Quiz(
@@ -130,7 +134,7 @@ def ask_social(rng: random.Random, situation: Situation, field: str) -> Quiz:
 
 
 def ask_ending(rng: random.Random, activity: Activity, done: int) -> Quiz:
-    """The next step of an activity, after its first `done` steps; the topic is the activity."""
+    """Asks for the step that follows the first `done` steps of an activity (the topic)."""
     person, pronoun = rng.choice([*PRONOUNS.items()])
     now = activity.steps[done - 1]
     told = f"{person} is {activity.name} and {now}. Next {pronoun}"
@@ -141,7 +145,7 @@ def ask_ending(rng: random.Random, activity: Activity, done: int) -> Quiz:
 
 
 def arc_row(quiz: Quiz, options: list[str], answer: int, name: str) -> Row:
-    """Columns of ai2_arc."""
+    """Returns a row of ai2_arc."""
     choices = {"text": options, "label": [*LETTERS[: len(options)]]}
     return {
         "id": name, "question": quiz.question, "choices": choices, "answerKey": LETTERS[answer]
@@ -149,29 +153,29 @@ def arc_row(quiz: Quiz, options: list[str], answer: int, name: str) -> Row:
 
 
 def openbookqa_row(quiz: Quiz, options: list[str], answer: int, name: str) -> Row:
-    """Columns of openbookqa: ARC's, but for the question's."""
+    """Returns a row of openbookqa, which differs from ARC's in one column's name."""
     row = arc_row(quiz, options, answer, name)
     return {"question_stem" if k == "question" else k: v for k, v in row.items()}
 
 
 def boolq_row(quiz: Quiz, options: list[str], answer: int, name: str) -> Row:
-    """Columns of boolq, whose passage is never shown."""
+    """Returns a row of boolq, whose passage no prompt shows."""
     return {"question": quiz.question, "answer": quiz.right == "true", "passage": ""}
 
 
 def piqa_row(quiz: Quiz, options: list[str], answer: int, name: str) -> Row:
-    """Columns of piqa."""
+    """Returns a row of piqa."""
     return {"goal": quiz.question, "sol1": options[0], "sol2": options[1], "label": answer}
 
 
 def social_iqa_row(quiz: Quiz, options: list[str], answer: int, name: str) -> Row:
-    """Columns of social_i_qa."""
+    """Returns a row of social_i_qa."""
     answers = {f"answer{letter}": o for letter, o in zip("ABC", options, strict=True)}
     return {"context": quiz.topic, "question": quiz.question, **answers, "label": str(answer + 1)}
 
 
 def hellaswag_row(quiz: Quiz, options: list[str], answer: int, name: str) -> Row:
-    """Columns of hellaswag."""
+    """Returns a row of hellaswag."""
     ctx_a, _, ctx_b = quiz.question.rpartition(" Next ")
     split, number = name.rsplit("-", 1)
     return {
@@ -182,7 +186,7 @@ def hellaswag_row(quiz: Quiz, options: list[str], answer: int, name: str) -> Row
 
 
 def winogrande_row(quiz: Quiz, options: list[str], answer: int, name: str) -> Row:
-    """Columns of winogrande."""
+    """Returns a row of winogrande."""
     return {
         "sentence": quiz.question, "option1": options[0], "option2": options[1],
         "answer": str(answer + 1),
@@ -194,13 +198,14 @@ class Miniature:
     """How one data set is made.
 
     Attributes:
-        eval_split: Name of the split beside `train`.
-        keys: All that can be asked about.
-        ask: Makes a question about a key.
-        row: Puts question, options and the answer's index into the data set's columns.
-        answers: Index of the right option, row after row, over and over.
-        unseen_keys: Whether the evaluation rows ask about keys that the training rows never do.
-            Otherwise only the rows differ, in their wrong options and persons.
+        eval_split: name of the split beside `train`.
+        keys: all facts that can be asked about.
+        ask: function that makes a question about a fact.
+        row: function that puts question, options, the answer's index and an id into the data set's
+            columns.
+        answers: index of the right option in each row; the sequence repeats.
+        unseen_keys: whether the evaluation rows ask about facts that no training row asks about.
+            Otherwise the two differ in their wrong options and in the persons that they name.
     """
 
     eval_split: str
@@ -212,7 +217,7 @@ class Miniature:
 
 
 def facts(attributes: Iterable[str]) -> list[Key]:
-    """All pairs of a thing and one of the attributes."""
+    """Returns all pairs of a thing and one of the attributes."""
     return [(thing, attribute) for thing in THINGS for attribute in attributes]
 
 
@@ -250,7 +255,17 @@ def split_rows(
     number: int,
     seen: set[tuple[Any, ...]],
 ) -> list[Row]:
-    """`number` rows, the keys in turn, no question with the same options twice in all splits."""
+    """Returns `number` rows that ask about the keys in turn.
+
+    Args:
+        rng: source of all random choices.
+        task: the data set.
+        split: name of the split.
+        keys: facts to ask about.
+        number: number of rows.
+        seen: questions with their options that there are already in any split; none is asked
+            again, and those of the new rows are added.
+    """
     rows: list[Row] = []
     upcoming: list[Key] = []
     while len(rows) < number:
@@ -270,7 +285,7 @@ def split_rows(
 
 
 def generate(name: str) -> dict[str, list[Row]]:
-    """The rows of one miniature data set, by split."""
+    """Returns the rows of one miniature data set by split, the same on every call."""
     task = MINIATURES[name]
     rng = random.Random(f"{SEED} {name}")
     keys = rng.sample(task.keys, len(task.keys))
@@ -284,7 +299,7 @@ def generate(name: str) -> dict[str, list[Row]]:
 
 
 def write(directory: Path) -> None:
-    """Writes `<directory>/<data set>/<split>.jsonl` for all eight."""
+    """Writes all eight data sets, `<directory>/<data set>/<split>.jsonl`."""
     for name in MINIATURES:
         for split, rows in generate(name).items():
             path = directory / name / f"{split}.jsonl"
@@ -294,7 +309,7 @@ def write(directory: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "data")
     write(parser.parse_args().output)

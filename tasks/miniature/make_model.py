@@ -1,7 +1,8 @@
-"""Makes the tiny preset's base model and its tokenizer: `python -m tasks.miniature.make_model`.
+"""Trains the tiny base model and its tokenizer: `python -m tasks.miniature.make_model`.
 
-A Llama of about one million parameters reads some ten million tokens of `corpus.py`. About twenty
-minutes on two CPU cores; the same seed and the same number of threads give the same weights.
+A Llama of about one million parameters reads some ten million tokens of the text that `corpus.py`
+writes. This takes about twenty minutes on two CPU cores. The same seed, number of threads and
+version of torch give the same weights; `model/` holds those that all records refer to.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ STEPS = 2000
 LR = 3e-3
 BOUNDARY, PAD = "<s>", "<pad>"
 
-# Ordinary words that instructions are made of, so that each is one token and prompts stay short.
+# The tokenizer is also trained on the words that instructions are made of, so that each of them is
+# one token and prompts stay short.
 GENERAL_ENGLISH = (
     "Answer this question. Reply with the letter of the best option. Read this sentence.",
     "Choose what the blank _ stands for or complete it. How would a person feel now or next?",
@@ -38,7 +40,7 @@ GENERAL_ENGLISH = (
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on the corpus; most of its words are one token."""
+    """Returns a byte-level BPE tokenizer for which most words of the corpus are one token."""
     rng = random.Random(SEED)
     texts = [document(rng) for _ in range(20_000)] + [*GENERAL_ENGLISH] * 500
     tokenizer = Tokenizer(models.BPE())
@@ -68,7 +70,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """The untrained model, float32."""
+    """Returns the untrained model, in float32."""
     torch.manual_seed(SEED)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -88,12 +90,15 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, steps: int) -> Iterator[torch.Tensor]:
-    """Yields (BATCH_SIZE, length) int64 token ids, one document a row, padded on the right."""
+    """Yields `steps` batches of token ids, (BATCH_SIZE, length) int64.
+
+    Each row is one document, padded on the right.
+    """
     rng = random.Random(SEED + 1)
     chunks: list[list[list[int]]] = []
     for _ in range(steps):
         if not chunks:
-            # Documents of like length share a batch: little padding.
+            # Documents of like length share a batch, which needs little padding.
             rows = tokenizer([document(rng) for _ in range(100 * BATCH_SIZE)])["input_ids"]
             rows.sort(key=len)
             chunks = [rows[i : i + BATCH_SIZE] for i in range(0, len(rows), BATCH_SIZE)]
@@ -106,7 +111,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
     optimizer = torch.optim.AdamW(model.parameters(), LR, (0.9, 0.98), weight_decay=0.01)
     started = time.monotonic()
     for step, ids in enumerate(batches(tokenizer, steps)):
-        # A short warm-up, then straight down to zero.
+        # The learning rate rises over the first 100 steps and falls linearly to zero.
         optimizer.param_groups[0]["lr"] = LR * min((step + 1) / 100, (steps - step) / steps)
         logits = model(input_ids=ids, use_cache=False).logits
         targets = ids[:, 1:].flatten()
@@ -121,7 +126,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
 
 
 def main() -> None:
-    """Command line."""
+    """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument("--steps", type=int, default=STEPS)

@@ -1,6 +1,9 @@
-"""How the miniature tasks ask about the world: sentences with a gap for what is asked about."""
+"""The sentences in which the miniature tasks ask about the world, by attribute.
 
-# {n} is a thing, {v} a value of the attribute, {k} a kind, {p} a person, {q} their pronoun.
+The fields are {n} for a thing's name, {v} for a value of the attribute, {k} for a thing's kind and
+{p} for a person.
+"""
+
 FORWARD = {
     "kind": "What is the {n}?",
     "colour": "What colour is the {n}?",

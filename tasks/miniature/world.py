@@ -1,8 +1,8 @@
-"""The small world that the miniature tasks ask about and the tiny base model has read about.
+"""The small world that the miniature tasks ask about and that the tiny base model has read about.
 
-Everything here is made up for this project: forty-eight things with six attributes each, two dozen
-social situations and ten everyday activities. The tables are plain data, so that anyone can check
-an answer of a miniature task by looking it up.
+Everything in it is made up for this project: forty-eight things with six attributes each, two dozen
+social situations and ten everyday activities. They are plain tables, so that anyone can check an
+answer of a miniature task by looking it up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ATTRIBUTES = ("kind", "colour", "material", "place", "use", "weight")
 
 @dataclass(frozen=True)
 class Thing:
-    """An object of the world; every attribute has exactly one value."""
+    """An object of the world, with one value for each attribute."""
 
     name: str
     kind: str
@@ -25,13 +25,13 @@ class Thing:
     weight: str
 
     def get(self, attribute: str) -> str:
-        """Value of one of `ATTRIBUTES`."""
+        """Returns the value of one of `ATTRIBUTES`."""
         return str(getattr(self, attribute))
 
 
 @dataclass(frozen=True)
 class Situation:
-    """What happens to a person, what they needed before, how they feel and what they do next."""
+    """An event, what the person did before it, how they feel, and what they want to do next."""
 
     event: str
     before: str
@@ -176,8 +176,3 @@ ACTIVITIES = (
         "brushes the horse", "lifts the saddle", "climbs on top", "holds the reins", "rides away",
     )),
 )  # fmt: skip
-
-
-def find(**wanted: str) -> list[Thing]:
-    """All things whose attributes have the wanted values, in the order of the table."""
-    return [t for t in THINGS if all(t.get(name) == value for name, value in wanted.items())]

@@ -18,9 +18,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import harness.accuracy
+from harness.messages import short
+from harness.options import read_mapping
 from harness.run.inputs import made_from
 from harness.store.records import RecordStore, RunRecord
-from harness.tables import table_names
+from harness.tables import get_table, table_names
 from mixlora.lm_eval import cli
 from reproduce import main
 from tests.harness.builders import make_record
@@ -81,6 +83,36 @@ def test_arguments(words: list[str]) -> None:
     ended = run_command("command line", main, words)
     if ended.result is not None and "--help" not in words and "-h" not in words:
         assert ended.result.strip()
+
+
+#: What a TOML file can hold, and the words of the command line.
+VALUES = st.recursive(
+    st.one_of(WORDS, st.booleans(), st.integers(), st.floats(), st.dates()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=2)),
+    max_leaves=4,
+)
+
+
+@cases(quick=80, torture=1600)
+@given(table=st.sampled_from(table_names()), mapping=st.dictionaries(NAMES, VALUES, max_size=3))
+def test_mappings(table: str, mapping: dict[str, Any]) -> None:
+    """What is read is what the table's own options allow; everything else is refused by its key."""
+    options = {option.name: option for option in get_table(table).options()}
+
+    def read() -> dict[str, Any]:
+        try:
+            return read_mapping(options.values(), mapping, "a.toml, [b]")
+        except ValueError as error:
+            assert any(str(error).startswith(f"a.toml, [b], {key}: ") for key in mapping)
+            # As the command line prints it.
+            raise ValueError(short(str(error))) from error
+
+    ended = run("command line", read)
+    if ended.refusal:
+        return
+    assert len(ended.result) == len(mapping)
+    for name, value in ended.result.items():
+        assert options[name].check(value) == value
 
 
 @pytest.fixture(scope="module")

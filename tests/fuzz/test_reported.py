@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from harness.numbers import comparison
 from harness.paper.reported import COLUMNS, KEY_COLUMNS, REPORTED_CSV, read_reported
-from harness.rendering import compare
 
 from .cases import cases, run
 from .mutations import damaged, put_in_place
@@ -150,7 +150,7 @@ def test_the_papers_own_rows_are_read_as_they_stand() -> None:
     assert len(frame) == 600
     for table in sorted({*frame["table"]} - {"3"}):
         rows = frame[frame["table"] == table]
-        found = compare.load_reported(table)
+        found = comparison.load_reported(table)
         assert found["value"].tolist() == [float(text) for text in rows["value"]]
         assert all(math.isfinite(value) for value in found["value"])
         assert found["metric"].tolist() == rows["metric"].tolist()

@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from harness.cells.presets import get_preset
 from harness.cells.spec import Fingerprints, RunSpec
-from harness.request.request import Request
+from harness.options import options_of
+from harness.request import Request
 from harness.store.records import RunRecord, TaskResult
 
 
 def make_request(preset: str = "tiny", **changes: Any) -> Request:
-    return Request.make(get_preset(preset), **{"data": "bundled", "scoring": "label"} | changes)
+    """A request; what it does not know as an option is a mistake of the test."""
+    if unknown := set(changes) - {each.name for each in options_of(Request)}:
+        raise TypeError(f"no such option: {unknown}")
+    return Request.of({"preset": preset, "scoring": "label", "device": "cpu"} | changes)
 
 
 def make_spec(

@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from harness.cells.spec import RESULTS_VERSION
+from harness.command_line import parse
 from harness.speed.records import DONE, MeasureRecord
 from harness.speed.spec import MeasureSpec, Subject
 from harness.speed.table import MeasuredPlan
-from reproduce import parse_arguments
 
 Seconds = dict[str, list[float]]
 
 
 def make_plan(*arguments: str) -> MeasuredPlan:
     """The plan of a command line."""
-    table, options = parse_arguments(list(arguments))
+    table, options = parse(list(arguments))
     plan = table.plan(options)
     if not isinstance(plan, MeasuredPlan):
         raise TypeError(f"{table.name} measures nothing")

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from harness.rendering.rendered import Rendered
-from harness.rendering.sources import MINUS_PAPER_ROW, PAPER_ROW, REPORTED_BLOCK
 from harness.report import write_report
 from harness.schedule.executor import Outcome
+from harness.show.data import COMPARED, MEASURED, REPORTED, Block, Cell, TableData, number
 
 from .builders import make_record
 from .test_settings import make_plan
@@ -35,11 +34,21 @@ HOSTILE_TEXTS = [
 ]
 
 #: Cells that are hard to sort, in their order: ascending, with what is missing last.
-SORTED = ["**-4.7 (0.106)**", "<0.001", "+3.1 (0.428)", "60.9 ± 4.3 †", "1,234", "OOM", "-", ""]
+_SORTED = [
+    Cell("-4.7 (0.106)", -4.7, mark="significant", source=MEASURED),
+    Cell("<0.001", 0.0004, source=MEASURED),
+    Cell("+3.1 (0.428)", 3.1, source=MEASURED),
+    Cell("60.9 ± 4.3", 60.9, mark="collapsed", source=MEASURED),
+    Cell("1,234", 1234, source=MEASURED),
+    Cell("OOM", mark="OOM", source=MEASURED),
+    Cell("-", source=MEASURED),
+    Cell("", source=MEASURED),
+]
+SORTED = [cell.signed for cell in _SORTED]
 
 
 @dataclass
-class Cell:
+class PageCell:
     """A cell as the page has it; its source is that of the nearest that states one."""
 
     text: str
@@ -60,7 +69,7 @@ class Page(HTMLParser):
 
     tags: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     texts: dict[str, list[str]] = field(default_factory=dict)
-    tables: dict[str, list[list[list[Cell]]]] = field(default_factory=dict)
+    tables: dict[str, list[list[list[PageCell]]]] = field(default_factory=dict)
     hrefs: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -97,7 +106,7 @@ class Page(HTMLParser):
         elif tag == "tr":
             self.tables[self._section][-1].append([])
         elif tag in ("th", "td"):
-            self.tables[self._section][-1][-1].append(Cell("", self.source(), tag))
+            self.tables[self._section][-1][-1].append(PageCell("", self.source(), tag))
 
     def handle_endtag(self, tag: str) -> None:
         opened, _ = self._open.pop()
@@ -132,12 +141,7 @@ def data_of(uri: str) -> bytes:
     return base64.b64decode(uri.partition("base64,")[2], validate=True)
 
 
-def markdown_table(rows: list[list[str]]) -> str:
-    head, *others = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, "|:--|" + "--:|" * (len(rows[0]) - 1), *others])
-
-
-def measured_and_reported(output: Path) -> Rendered:
+def measured_and_reported(output: Path) -> TableData:
     """Table 1 of two models of the paper, one cell measured, written to output."""
     options = ["--preset", "paper", "--models", "gemma-2b", "--tasks", "arc-e,boolq"]
     plan = make_plan("--table", "main", *options, "--methods", "lora,mixlora")
@@ -151,46 +155,55 @@ def measured_and_reported(output: Path) -> Rendered:
 
 def hostile(output: Path) -> None:
     """A table with hostile text in every place that takes any, and one that is hard to sort."""
-    row = {"source": "measured", "task": HOSTILE, "value": 1.0}
-    escaped = HOSTILE.replace("|", "\\|")
-    blocks = [
-        f"# {escaped}",
-        f"{escaped}\n\n## {escaped}: measured",
-        markdown_table([[escaped, escaped], [escaped, "1.0"], [escaped, escaped]]),
-        f"- {escaped}\n\n## Provenance\n\n- {escaped}",
-    ]
+    block = Block(
+        f"{HOSTILE}: measured",
+        text=HOSTILE,
+        head=[HOSTILE, HOSTILE],
+        rows=[[Cell(HOSTILE), number(1.0, ".1f", MEASURED)], [Cell(HOSTILE), Cell(HOSTILE)]],
+        notes=[HOSTILE],
+    )
     facts = {HOSTILE: {HOSTILE: [HOSTILE, {HOSTILE: None}]}, "command": HOSTILE}
     svg = f"<svg xmlns='http://www.w3.org/2000/svg'>{HOSTILE}<dc:title>{HOSTILE}</dc:title></svg>"
     figures = {'a"><img src=x onerror=alert(3)>.svg': svg.encode()}
-    markdown = "\n\n".join(blocks) + "\n"
-    Rendered('a"><img src=x onerror=alert(3)>', markdown, [row], facts, figures).write(output)
+    row = {"source": "measured", "task": HOSTILE, "value": 1.0}
+    name = 'a"><img src=x onerror=alert(3)>'
+    TableData(name, HOSTILE, [block], [row], facts, figures=figures).write(output)
 
 
 def sortable(output: Path) -> None:
     """A measured table beside the paper's, a wide one, and one reported."""
-    shuffled = [SORTED[i] for i in (4, 6, 3, 0, 5, 2, 7, 1)]
-    wide = [["method", *(f"a heading of column {i}" for i in range(20))]]
-    wide += [[f"method-{'x' * 80}-{row}", *["1,234.5 ± 6.7"] * 20] for row in range(3)]
-    blocks = [
-        "# Sortable",
-        "## tiny: measured",
-        markdown_table([["method", "value"], *([f"m{i}", v] for i, v in enumerate(shuffled))]),
-        "## tiny: the paper, and measured minus paper",
-        markdown_table(
-            [
-                ["method", "", "%"],
-                ["LoRA", PAPER_ROW, "72.5"],
-                ["", MINUS_PAPER_ROW, "+1.5"],
-                ["DoRA", PAPER_ROW, "71.5"],
-                ["", MINUS_PAPER_ROW, "-2.5"],
-                ["MixLoRA", "", "70.5"],
-            ]
-        ),
-        f"## {REPORTED_BLOCK} for other models",
-        markdown_table([["method", "%"], ["LoRA", "99.5"]]),
-        "## Measured: wide",
-        markdown_table(wide),
-        "## Provenance",
+    shuffled = [_SORTED[i] for i in (4, 6, 3, 0, 5, 2, 7, 1)]
+    pairs = [
+        [Cell("LoRA"), Cell("paper"), number(72.5, ".1f", REPORTED)],
+        [Cell(), Cell("measured - paper"), number(1.5, "+.1f", COMPARED)],
+        [Cell("DoRA"), Cell("paper"), number(71.5, ".1f", REPORTED)],
+        [Cell(), Cell("measured - paper"), number(-2.5, "+.1f", COMPARED)],
+        [Cell("MixLoRA"), Cell(), number(70.5, ".1f", MEASURED)],
     ]
-    rows = [{"source": "measured", "value": 1.0}]
-    Rendered("sortable", "\n\n".join(blocks) + "\n", rows, {"commit": "c" * 200}).write(output)
+    wide = [
+        [
+            Cell(f"method-{'x' * 80}-{row}"),
+            *[Cell("1,234.5 ± 6.7", 1234.5, {"stderr": 6.7}, source=MEASURED)] * 20,
+        ]
+        for row in range(3)
+    ]
+    blocks = [
+        Block(
+            "tiny: measured",
+            head=["method", "value"],
+            rows=[[Cell(f"m{i}"), cell] for i, cell in enumerate(shuffled)],
+        ),
+        Block("tiny: the paper, and measured minus paper", head=["method", "", "%"], rows=pairs),
+        Block(
+            "Reported by the paper for other models",
+            head=["method", "%"],
+            rows=[[Cell("LoRA"), number(99.5, ".1f", REPORTED)]],
+        ),
+        Block(
+            "Measured: wide",
+            head=["method", *(f"a heading of column {i}" for i in range(20))],
+            rows=wide,
+        ),
+    ]
+    numbers = [{"source": "measured", "value": 1.0}]
+    TableData("sortable", "Sortable", blocks, numbers, {"commit": "c" * 200}).write(output)

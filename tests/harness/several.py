@@ -19,9 +19,9 @@ from unittest import mock
 
 import torch
 
-from harness.cells.layout import single_task
 from harness.cells.spec import RunOptions, RunSpec, TrainSettings
 from harness.models.weights import MODELS, resolve
+from harness.request import single_task
 from harness.run import processes, training
 from harness.run.checkpoint import Checkpoint, read
 from harness.run.follow import follow

@@ -8,17 +8,18 @@ from pathlib import Path
 import pytest
 
 from harness.accuracy import AccuracyPlan
-from harness.rendering.rendered import Rendered
+from harness.command_line import parse
+from harness.show.data import TableData
 from harness.speed.table import MeasuredPlan
 from harness.tables import table_names
 from harness.tables.all import TABLES, _AllPlan
-from reproduce import main, parse_arguments
+from reproduce import main
 
 OPTIONS = ("--device", "cpu", "--render-only")
 
 
 def make_plan(*arguments: str) -> _AllPlan:
-    table, options = parse_arguments(["--table", "all", *OPTIONS, *arguments])
+    table, options = parse(["--table", "all", *OPTIONS, *arguments])
     plan = table.plan(options)
     assert isinstance(plan, _AllPlan)
     return plan
@@ -33,7 +34,7 @@ def test_a_tables_cells_are_those_of_its_own_command(preset: str) -> None:
     shared = ["--preset", preset, "--seeds", "0,1", "--limit-eval", "9"]
     plans = dict(make_plan(*shared).plans)
     for name in ("main", "multi", "rank", "router-loss", "expert-load", "quirks"):
-        table, options = parse_arguments(["--table", name, *OPTIONS, *shared])
+        table, options = parse(["--table", name, *OPTIONS, *shared])
         own, whole = table.plan(options), plans[name]
         assert isinstance(own, AccuracyPlan) and isinstance(whole, AccuracyPlan)
         assert whole.cells == own.cells and whole.by_setting.keys() == own.by_setting.keys()
@@ -67,23 +68,23 @@ def test_tables_share_the_cells_that_are_the_same() -> None:
 class FakePlan:
     """A plan that renders what it is given, or fails."""
 
-    rendered: Rendered | ValueError
+    rendered: TableData | ValueError
 
     def listing(self) -> list[str]:
         return ["a cell"]
 
-    def run(self, fresh: bool) -> Rendered:
+    def run(self, fresh: bool) -> TableData:
         if isinstance(self.rendered, ValueError):
             raise self.rendered
         return self.rendered
 
-    def stored(self) -> Rendered:
+    def stored(self) -> TableData:
         return self.run(False)
 
 
-def rendered(name: str, sources: list[str], failed: int = 0) -> Rendered:
+def rendered(name: str, sources: list[str], failed: int = 0) -> TableData:
     rows = [{"source": source, "value": 1.0} for source in sources]
-    return Rendered(name, f"# the table {name}\n", rows, {"table": name}, failed=failed)
+    return TableData(name, f"the table {name}", [], rows, {"table": name}, failed=failed)
 
 
 def test_each_table_is_written_and_all_are_summed_up(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_each_table_is_written_and_all_are_summed_up(tmp_path: Path) -> None:
     overview = _AllPlan(plans, tmp_path).run(fresh=False)
     assert {path.stem for path in (tmp_path / "tables").glob("*.md")} == {"one", "two"}
     assert overview.failed == 3 and overview.name == "all"
-    assert [list(row.values()) for row in overview.rows] == [["one", 2, 1, 2], ["two", 0, 1, 1]]
+    assert [list(row.values()) for row in overview.numbers] == [["one", 2, 1, 2], ["two", 0, 1, 1]]
     assert overview.markdown.index("# the table one") < overview.markdown.index("# the table two")
     assert _AllPlan(plans, tmp_path).listing() == ["# one", "a cell", "", "# two", "a cell", ""]
 

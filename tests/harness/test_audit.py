@@ -8,8 +8,7 @@ import pandas as pd
 import pytest
 
 from harness.paper import printed
-from harness.paper.checks import EVALUATION_ROWS, all_checks
-from harness.paper.claims import claims, gains, unlearned
+from harness.paper.audit import EVALUATION_ROWS, all_checks, claims, gains, unlearned
 from harness.paper.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed, Recomputed
 from harness.paper.reported import REPORTED_CSV
 from harness.run import parameters

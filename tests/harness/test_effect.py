@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from harness.cells.layout import single_task
 from harness.models.weights import MODELS, resolve
+from harness.request import single_task
 from harness.run.inputs import InputLoader
 from harness.schedule.executor import execute
 from harness.store.records import RecordStore

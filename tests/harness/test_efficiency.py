@@ -11,8 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from harness.rendering.compare import LONG_COLUMNS
-from harness.rendering.rendered import Rendered
+from harness.numbers.comparison import LONG_COLUMNS
+from harness.show.data import TableData
 from harness.speed.records import MeasureRecord
 from harness.speed.spec import MeasureSpec
 from harness.speed.table import MeasuredPlan
@@ -41,10 +41,10 @@ def filled(plan: MeasuredPlan) -> dict[MeasureSpec, MeasureRecord]:
     return {spec: random_record(spec, seed) for seed, spec in enumerate(plan.specs)}
 
 
-def value(rendered: Rendered, method: str, setting: str, metric: str) -> dict[str, Any]:
+def value(rendered: TableData, method: str, setting: str, metric: str) -> dict[str, Any]:
     """The one measured row of the long form."""
     key = {"source": "measured", "method": method, "setting": setting, "metric": metric}
-    (row,) = [row for row in rendered.rows if key.items() <= row.items()]
+    (row,) = [row for row in rendered.numbers if key.items() <= row.items()]
     return row
 
 
@@ -179,9 +179,9 @@ def test_the_papers_ratio_stands_beside_ours() -> None:
     assert line == expected
     assert "(-)" in cells(rendered.markdown, "## Relative to LoRA", "MixLoRA fused")[0]
     assert "Reported by the paper for other models" not in rendered.markdown
-    reported = [row for row in rendered.rows if row["source"] == "reported"]
+    reported = [row for row in rendered.numbers if row["source"] == "reported"]
     assert {row["model"] for row in reported} == {"llama2-7b"} and len(reported) == 60
-    assert {row["table"] for row in rendered.rows} == {"6"}
+    assert {row["table"] for row in rendered.numbers} == {"6"}
 
 
 def test_another_shape_has_the_papers_ratios_apart() -> None:
@@ -248,7 +248,9 @@ def test_files_hold_the_long_form(tmp_path: Path) -> None:
     plan = make_plan(*RENDER, "--methods", "lora,mixlora/fused")
     names = [path.name for path in plan.render(filled(plan)).write(tmp_path)]
     stem = "efficiency-smollm2-135m"
-    assert names == [f"{stem}{end}" for end in (".md", ".csv", ".json", ".provenance.json")]
+    assert names == [
+        f"{stem}{end}" for end in (".md", ".csv", ".json", ".provenance.json", ".table.json")
+    ]
     frame = pd.read_csv(tmp_path / "tables" / f"{stem}.csv", dtype={"table": str})
     assert list(frame.columns)[: len(LONG_COLUMNS)] == LONG_COLUMNS
     row = frame[frame["metric"] == "step_latency_ratio"].set_index("method").loc["lora"]

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from harness.cells.layout import single_task
+from harness.cells import methods
 from harness.cells.spec import RunOptions, RunSpec
 from harness.models.weights import ResolvedWeights
-from harness.request import request as request_module
+from harness.request import single_task
 from harness.run.inputs import CellInputs, InputLoader
 from harness.schedule.executor import execute, stored
 from harness.store import locks
@@ -250,4 +250,4 @@ def test_the_newest_record_is_rendered_whatever_its_device(tmp_path: Path) -> No
 
 
 def test_forwards_are_named_alike() -> None:
-    assert tuple(FORWARDS) == request_module.FORWARDS
+    assert tuple(FORWARDS) == methods.FORWARDS

@@ -11,10 +11,10 @@ import pytest
 
 from harness.accuracy import AccuracyPlan
 from harness.cells.spec import RunSpec
-from harness.rendering.expert_load import layer_std, load_std, shares, specialisation
+from harness.command_line import parse
+from harness.numbers.expert_load import layer_std, load_std, shares, specialisation
 from harness.schedule.executor import Outcome
 from harness.store.records import RunRecord
-from reproduce import parse_arguments
 
 from .builders import make_record
 from .test_render import row
@@ -23,7 +23,7 @@ TASKS = ("arc-e", "arc-c", "boolq", "obqa", "piqa")
 
 
 def make_plan(*arguments: str) -> AccuracyPlan:
-    table, options = parse_arguments(["--table", "expert-load", *arguments, "--device", "cpu"])
+    table, options = parse(["--table", "expert-load", *arguments, "--device", "cpu"])
     plan = table.plan(options)
     assert isinstance(plan, AccuracyPlan)
     return plan
@@ -94,8 +94,10 @@ def test_the_table_and_its_pictures(tmp_path: Path) -> None:
     assert row(training, "tiny, MixLoRA, a = 0") == ["0.2500"]
     block = text[text.index("## tiny, MixLoRA, a = 0:") :]
     assert row(block, "PIQA") == ["50.0", "50.0", "0.0", "0.0", "0.2500"]
-    assert sum(r["metric"] == "expert_load_std" for r in rendered.rows) == 4  # two of the paper's
-    assert all(list(r) == list(rendered.rows[0]) for r in rendered.rows)
+    assert (
+        sum(r["metric"] == "expert_load_std" for r in rendered.numbers) == 4
+    )  # two of the paper's
+    assert all(list(r) == list(rendered.numbers[0]) for r in rendered.numbers)
     names = sorted(path.name for path in rendered.write(tmp_path) if path.parent.name == "figures")
     assert len(names) == 4 and "expert-load-tiny-mixlora-1e-3.svg" in names
     svg = (tmp_path / "figures" / "expert-load-tiny-mixlora-0.svg").read_text()

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from harness.accuracy import AccuracyPlan
-from harness.cells.layout import single_task
 from harness.cells.spec import RunSpec
+from harness.command_line import parse
 from harness.models.weights import MODELS, load_model, resolve
+from harness.request import single_task
 from harness.run.cell import add_adapter
 from harness.run.inputs import EvalSet, InputLoader
 from harness.run.lm_eval import score_with_lm_eval
 from harness.schedule.executor import Outcome, execute
 from harness.store.records import RecordStore
-from reproduce import parse_arguments
 from tasks import get_task
 from tasks.base import SCORINGS, Scoring
 from tasks.prompts import render
@@ -119,7 +119,7 @@ def test_the_numbers_have_columns_of_their_own(
 ) -> None:
     line = ["--preset", "paper", "--models", "gemma-2b", "--tasks", "arc-e", "--scoring", scoring]
     line += ["--evaluator", "lm-eval", "--render-only", "--output", str(tmp_path)]
-    table, options = parse_arguments(line)
+    table, options = parse(line)
     plan = table.plan(options)
     assert isinstance(plan, AccuracyPlan)
     for spec in plan.cells:
@@ -131,14 +131,14 @@ def test_the_numbers_have_columns_of_their_own(
     rendered = plan.stored()
     measured = {
         row["metric"]: row["value"]
-        for row in rendered.rows
+        for row in rendered.numbers
         if row["source"] == "measured" and row["unit"] == "%" and row["method"] == "lora"
     }
     assert not set(names) & set(measured)
     assert measured[f"lm_eval_{names[0]}"] == 75.0
     assert set(measured) - {"params"} == {f"lm_eval_{name}" for name in names}
     assert not any(
-        "minus_paper" in row["metric"] for row in rendered.rows if "acc" in row["metric"]
+        "minus_paper" in row["metric"] for row in rendered.numbers if "acc" in row["metric"]
     )
     assert f"## gemma-2b: measured, {scoring} scoring by lm-eval" in rendered.markdown
     assert rendered.provenance["evaluator"] == "lm-eval"

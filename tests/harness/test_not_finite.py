@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness.cells.layout import single_task
 from harness.models.weights import MODELS, resolve
+from harness.request import single_task
 from harness.run.inputs import InputLoader
 from harness.schedule.executor import execute
 from harness.store.records import RecordStore

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from harness.cells.layout import single_task
 from harness.cells.spec import RunOptions, RunSpec
 from harness.models.weights import MODELS, resolve
+from harness.request import single_task
 from harness.run.inputs import InputLoader
 from harness.schedule.executor import Outcome, execute
 from harness.store.records import RecordStore

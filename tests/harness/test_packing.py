@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.cells.layout import single_task
 from harness.cells.packing import make_packs
 from harness.cells.spec import RunOptions, RunSpec, TrainSettings
 from harness.models.weights import MODELS, resolve
+from harness.request import single_task
 from harness.run.batches import MicroBatch, StepCollator, TrainingSet, joint_steps, row_order
 from harness.run.cell import add_adapter
 from harness.run.inputs import InputLoader

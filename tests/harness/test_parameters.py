@@ -10,9 +10,9 @@ import pytest
 
 from harness.cells.presets import get_preset
 from harness.models.shapes import SHAPES, build_meta
+from harness.numbers.comparison import load_reported
 from harness.paper.reported import REPORTED_CSV
-from harness.rendering.compare import load_reported
-from harness.request.request import Request
+from harness.request import Request
 from harness.run.cell import add_adapter, count_parameters
 from harness.run.parameters import count_cell
 from reproduce import main
@@ -27,7 +27,7 @@ PERCENT = {
 
 
 def percent(model: str, method: str, **settings: Any) -> float:
-    request = Request.make(get_preset("paper"))
+    request = Request.of({"preset": "paper"})
     spec = request.cell(model, method, ["arc-e"], ["arc-e"], 0)
     adapter = tuple(sorted((dict(spec.adapter) | settings).items()))
     trainable, _ = count_cell(type(spec)(**vars(spec) | {"adapter": adapter}))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.cells.layout import single_task
 from harness.cells.spec import RunOptions, RunSpec
 from harness.models import quantise
 from harness.models.quantise import QUANTIZATIONS
 from harness.models.weights import MODELS, load_model, resolve
+from harness.request import single_task
 from harness.run.cell import add_adapter
 from harness.run.inputs import InputLoader
 from harness.schedule.executor import execute

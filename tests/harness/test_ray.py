@@ -122,7 +122,7 @@ def test_without_ray_it_is_one_line(
     arguments = ["--tasks", "arc-e", "--methods", "base", "--executor", "ray"]
     assert main([*arguments, "--output", str(tmp_path)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "reproduce.py: --executor ray: ray is not installed; pip install '.[ray]'"
+    assert last == "reproduce.py: --executor ray: ray is not installed; pip install --group ray"
 
 
 @pytest.mark.parametrize(

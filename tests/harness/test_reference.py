@@ -35,7 +35,7 @@ def test_a_reference_table_is_what_its_records_print(table: Path, tmp_path: Path
     python, script, *arguments = shlex.split(facts["command"])
     assert (python, script) == ("python", "reproduce.py")
     assert main([*arguments, "--render-only", "--output", str(tmp_path)]) == 0
-    for kind in ("md", "csv", "json", "provenance.json"):
+    for kind in ("md", "csv", "json", "provenance.json", "table.json"):
         file = Path("tables") / f"{table.stem}.{kind}"
         assert (tmp_path / file).read_text() == (folder / file).read_text(), file
 

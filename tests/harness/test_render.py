@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 
 from harness.cells.spec import Fingerprints
-from harness.rendering.accuracy import render
-from harness.rendering.compare import LONG_COLUMNS, compare
-from harness.rendering.rendered import Rendered
+from harness.numbers.comparison import LONG_COLUMNS, compare
 from harness.schedule.executor import Outcome
+from harness.show.accuracy import render
+from harness.show.data import TableData
 from harness.store.failures import Failure
 from harness.store.records import RunRecord
 from harness.tables.main import TABLE
@@ -22,8 +22,11 @@ from .builders import make_record, make_request, make_spec
 
 ANSWERS = [0, 1] * 60
 
+#: The endings of a table's files.
+ENDS = (".md", ".csv", ".json", ".provenance.json", ".table.json")
 
-def rendered(records: list[RunRecord], request: Any = None, **outcome: Any) -> Rendered:
+
+def rendered(records: list[RunRecord], request: Any = None, **outcome: Any) -> TableData:
     request = request or make_request(tasks=["arc-e", "boolq"], methods=["base", "lora", "mixlora"])
     done = Outcome(records={record.spec: record for record in records}, **outcome)
     frame = compare(
@@ -119,7 +122,7 @@ def test_unavailable_and_failed_cells_say_why() -> None:
 def test_files_hold_the_long_form(tmp_path: Path) -> None:
     table = rendered([make_record(make_spec("lora"), ANSWERS, ANSWERS)])
     names = [path.name for path in table.write(tmp_path)]
-    assert names == ["main.md", "main.csv", "main.json", "main.provenance.json"]
+    assert names == [f"main{end}" for end in ENDS]
     frame = pd.read_csv(tmp_path / "tables" / "main.csv", dtype={"table": str})
     assert list(frame.columns) == LONG_COLUMNS
     measured = frame[(frame["source"] == "measured") & (frame["metric"] == "accuracy")]

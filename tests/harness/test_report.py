@@ -15,14 +15,15 @@ import pytest
 
 from harness.accuracy import AccuracyPlan
 from harness.cells.spec import Fingerprints
-from harness.rendering.figures import Line, Panel, draw
-from harness.rendering.rendered import Rendered
+from harness.command_line import parse
 from harness.report import write_report
 from harness.schedule.executor import Outcome
+from harness.show.data import TableData
+from harness.show.figures import Line, Panel, draw
 from harness.speed.table import MeasuredPlan
 from harness.store.failures import Failure
 from harness.tables import get_table
-from reproduce import main, parse_arguments
+from reproduce import main
 
 from .builders import make_record
 from .report_builders import (
@@ -32,7 +33,6 @@ from .report_builders import (
     data_of,
     hostile,
     markdown_rows,
-    markdown_table,
     measured_and_reported,
     sortable,
 )
@@ -76,7 +76,7 @@ def test_every_reported_number_is_marked_and_no_other(tmp_path: Path) -> None:
     cells = [cell for table in Page.of(tmp_path).tables["table-1"] for row in table for cell in row]
     expected = {
         f"{row['value']:.1f}"
-        for row in rendered.rows
+        for row in rendered.numbers
         if row["source"] == "reported"
         and row["task"] in ("arc-e", "boolq", "avg", "")
         and (row["model"] != "gemma-2b" or row["method"] in ("lora", "mixlora"))
@@ -88,7 +88,7 @@ def test_every_reported_number_is_marked_and_no_other(tmp_path: Path) -> None:
     differences = {c.text for c in cells if c.source == "compared"}
     assert {text for text in differences if re.fullmatch(r"[+-][\d.]+", text)} == {
         f"{row['value']:+.{2 if row['metric'].startswith('params') else 1}f}"
-        for row in rendered.rows
+        for row in rendered.numbers
         if row["metric"].endswith("_minus_paper")
     }
     measured = {c.text for c in cells if c.source == "measured"}
@@ -111,13 +111,13 @@ def test_brackets_and_blocks_of_measurements(shape: str, tmp_path: Path) -> None
 
 
 def test_a_computed_table_marks_what_the_paper_prints(tmp_path: Path) -> None:
-    rendered = get_table("params").plan(parse_arguments(["--table", "params"])[1]).run(False)
+    rendered = get_table("params").plan(parse(["--table", "params"])[1]).run(False)
     rendered.write(tmp_path)
     (table,) = Page.of(tmp_path).tables["table-1"]
     assert {c.source for row in table for c in row} == {"", "computed", "reported"}
     printed = {c.text for row in table[1:] for c in row if c.source == "reported"}
     found = {value for text in printed for value in re.findall(r"([\d.]+) \(Table", text)}
-    assert {float(value) for value in found} == {row["printed"] for row in rendered.rows}
+    assert {float(value) for value in found} == {row["printed"] for row in rendered.numbers}
     assert {row[0].source for row in table} == {""}
 
 
@@ -169,7 +169,7 @@ def test_the_same_files_give_the_same_bytes(tmp_path: Path) -> None:
 def test_a_figure_stands_in_the_table_it_is_named_after(tmp_path: Path) -> None:
     figures = {name: name.encode() for name in ("a-b-c.svg", "a-b.png", "a-bc.svg", "other.svg")}
     for name, files in (("a", figures), ("a-b", {})):
-        Rendered(name, f"# Title of {name}\n", [], {}, files).write(tmp_path)
+        TableData(name, f"Title of {name}", [], [], {}, figures=files).write(tmp_path)
     text = write_report(tmp_path).read_text()
     parts = re.split(r'<section id="([^"]+)"', text)[1:]
     found = {
@@ -190,7 +190,7 @@ def test_what_stands_after_the_provenance_is_there_and_a_table_of_tables_is_not(
     tmp_path: Path,
 ) -> None:
     make_plan("--table", "quirks")._render(Outcome()).write(tmp_path)
-    Rendered("all", "# All tables\n", [], {"tables": ["quirks"]}).write(tmp_path)
+    TableData("all", "All tables", [], [], {"tables": ["quirks"]}).write(tmp_path)
     page = Page.of(tmp_path)
     assert [tag for tag, _ in page.tags].count("section") == 1
     assert "The quirks, and which cells each concerns" in page.texts["h3"]
@@ -201,7 +201,7 @@ def test_what_stands_after_the_provenance_is_there_and_a_table_of_tables_is_not(
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tables: no table to report"):
         write_report(tmp_path)
-    Rendered("one", "# One\n", [], {}).write(tmp_path)
+    TableData("one", "One", [], [], {}).write(tmp_path)
     (tmp_path / "tables" / "one.provenance.json").write_text("{")
     with pytest.raises(ValueError, match=r"one\.provenance\.json: Expecting"):
         write_report(tmp_path)
@@ -220,7 +220,7 @@ def test_the_command_line_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*arguments, "--report"]) == 0
     assert str(tmp_path / "report.html") in capsys.readouterr().err
     assert "By rank" in (tmp_path / "report.html").read_text()
-    (tmp_path / "tables" / "stray.md").write_text(markdown_table([["a", "b"], ["c", "d"]]))
+    (tmp_path / "tables" / "stray.md").write_text("| a | b |")
     assert main([*arguments, "--report"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "stray.provenance.json: no such file" in line
@@ -243,11 +243,11 @@ def test_the_command_line_writes_it(tmp_path: Path, capsys: pytest.CaptureFixtur
 )
 def test_a_table_names_the_command_that_makes_it(arguments: list[str]) -> None:
     rest = ["--render-only", "--device", "cpu"]
-    table, options = parse_arguments([*arguments, *rest])
+    table, options = parse([*arguments, *rest])
     plan = table.plan(options)
     python, script, *words = shlex.split(plan.stored().provenance["command"])
     assert (python, script) == ("python", "reproduce.py")
-    again = table.plan(parse_arguments([*words, *rest])[1])
+    again = table.plan(parse([*words, *rest])[1])
     if isinstance(plan, MeasuredPlan) and isinstance(again, MeasuredPlan):
         assert again.specs == plan.specs
     elif isinstance(plan, AccuracyPlan) and isinstance(again, AccuracyPlan):

@@ -81,8 +81,8 @@ def test_numbers_by_other_arithmetic() -> None:
     plan = make_plan(*RENDER, "--sweeps", "num_experts,tokens")
     records = {spec: random_record(spec, seed) for seed, spec in enumerate(plan.specs)}
     rendered = plan.render(records)
-    found = {(r["sweep"], r["point"], r["setting"], r["metric"]): r for r in rendered.rows}
-    assert all(list(row) == SCALING_COLUMNS for row in rendered.rows)
+    found = {(r["sweep"], r["point"], r["setting"], r["metric"]): r for r in rendered.numbers}
+    assert all(list(row) == SCALING_COLUMNS for row in rendered.numbers)
     (record,) = (
         r for r in records.values() if r.spec.workload == "inference" and len(r.spec.subjects) == 7
     )
@@ -160,5 +160,5 @@ def test_what_another_sweep_has_measured_alone_is_drawn_alone() -> None:
 
 def test_nothing_measured_is_dashes_and_no_figure() -> None:
     rendered = make_plan(*RENDER).render({})
-    assert rendered.rows == [] and rendered.figures == {}
+    assert rendered.numbers == [] and rendered.figures == {}
     assert "| 4096" in rendered.markdown

@@ -12,12 +12,12 @@ import pytest
 from harness.accuracy import AccuracyPlan
 from harness.cells.packing import make_packs
 from harness.cells.spec import RunSpec
-from harness.rendering.accuracy import render
-from harness.rendering.compare import compare
+from harness.command_line import parse
+from harness.numbers.comparison import compare
 from harness.schedule.executor import Outcome
+from harness.show.accuracy import render
 from harness.store.records import RunRecord
 from harness.tables import get_table
-from reproduce import parse_arguments
 
 from .builders import make_record, make_request, make_spec
 from .test_render import row
@@ -27,7 +27,7 @@ RENDER = ("--render-only", "--device", "cpu")
 
 
 def make_plan(*arguments: str) -> AccuracyPlan:
-    table, options = parse_arguments([*arguments, *RENDER])
+    table, options = parse([*arguments, *RENDER])
     plan = table.plan(options)
     assert isinstance(plan, AccuracyPlan)
     return plan

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.cells.layout import single_task
 from harness.cells.spec import RunOptions, RunSpec
+from harness.request import single_task
 from harness.schedule.executor import execute, stored
 from harness.store.failures import FailureStore
 from harness.store.records import RecordStore, RunRecord

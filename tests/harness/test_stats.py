@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 
 import numpy as np
 import pytest
 
-from harness.rendering.stats import (
+from harness.numbers.statistics import (
     holm,
     is_collapsed,
     majority_level,
@@ -31,7 +32,7 @@ def test_one_seed_is_mcnemars_exact_test(won: int, lost: int) -> None:
     theirs = [False] * won + [True] * lost + [True] * 20 + [False] * 11
     difference, p_value = paired_test([ours], [theirs])
     assert difference == pytest.approx((won - lost) / len(ours))
-    assert p_value == pytest.approx(exact_mcnemar(won, lost), abs=0.012)
+    assert p_value == pytest.approx(exact_mcnemar(won, lost), abs=1e-12)
 
 
 def test_the_p_value_is_uniform_when_nothing_differs() -> None:
@@ -42,6 +43,28 @@ def test_the_p_value_is_uniform_when_nothing_differs() -> None:
         theirs = [generator.random() < 0.6 for _ in range(80)]
         small += paired_test([ours], [theirs])[1] < 0.2
     assert 3 <= small <= 22  # about 12 of 60 expected
+
+
+def exact_sign_flips(differences: list[float]) -> float:
+    """Two-sided p-value over all flips of the signs."""
+    observed = abs(sum(differences))
+    sums = [
+        abs(sum(sign * d for sign, d in zip(signs, differences, strict=True)))
+        for signs in itertools.product((-1, 1), repeat=len(differences))
+    ]
+    return sum(total >= observed - 1e-9 for total in sums) / len(sums)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_several_seeds_are_a_test_of_all_sign_flips(seed: int) -> None:
+    generator = random.Random(seed)
+    ours, theirs = (
+        [[generator.random() < share for _ in range(12)] for _ in range(2)] for share in (0.8, 0.4)
+    )
+    pairs = zip(*ours, *theirs, strict=True)
+    differences = [(a + b - c - d) / 2 for a, b, c, d in pairs if a + b != c + d]
+    assert {abs(d) for d in differences} == {0.5, 1.0}
+    assert paired_test(ours, theirs)[1] == pytest.approx(exact_sign_flips(differences), abs=1e-9)
 
 
 def test_several_seeds_are_averaged_per_example() -> None:

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import Example, get_task
-from tasks.data import fingerprint, select
-from tasks.mixture import MULTI_TASK, mix
+from tasks.data import fingerprint, mix, select
 
 
 def make_examples(count: int, prefix: str = "q") -> list[Example]:
@@ -67,7 +66,7 @@ def test_fingerprint_sees_every_field_and_the_order() -> None:
 
 
 def test_fingerprint_is_stable_across_processes_and_versions() -> None:
-    # Of no bytes, and of one line of JSON, computed with coreutils' sha256sum.
+    # The hashes of no bytes and of one line of JSON, computed with sha256sum of coreutils.
     example = Example("é", "q", ("x", "y"), ("A", "B"), 1)
     assert fingerprint([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert fingerprint([example]) == (
@@ -89,7 +88,3 @@ def test_mixture_holds_every_row_once_in_an_order_of_its_own() -> None:
     # Shuffled across tasks, not only within them.
     assert {task.name for task, _ in mixed[:25]} == {"arc-e", "boolq"}
     assert {task.name for task, _ in mixed[25:]} == {"arc-e", "boolq"}
-
-
-def test_multi_task_set_is_the_papers() -> None:
-    assert MULTI_TASK == ("arc-e", "arc-c", "boolq", "obqa", "piqa")

@@ -1,1 +1,0 @@
-"""What a user asks for: the options of the command line, read and checked."""

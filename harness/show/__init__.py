@@ -1,0 +1,1 @@
+"""Tables as data, the views of that data, and figures. Torch-free, and free of any runner."""
