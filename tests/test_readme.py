@@ -22,6 +22,8 @@ import pytest
 
 from harness.command_line import parse
 
+pytestmark = pytest.mark.long
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

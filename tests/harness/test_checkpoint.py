@@ -26,6 +26,8 @@ from tests.mixlora.models import make_model
 from .builders import make_request
 from .test_packing import rows
 
+pytestmark = pytest.mark.long
+
 SETTINGS = TrainSettings(epochs=2, batch_size=4, accumulation=2, learning_rate=1e-2)
 SETS = {"cell0": TrainingSet(rows(9, 0), 0), "cell1": TrainingSet(rows(5, 1), 5)}
 STEPS = 6  # of cell0; cell1 has 4
