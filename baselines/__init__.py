@@ -1,4 +1,4 @@
-"""The methods MixLoRA is compared with, each one file that defines `METHOD`."""
+"""The methods that MixLoRA is compared with; each is one file that defines `METHOD`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .base import AdapterSettings, Method
 from .dora import METHOD as DORA
 from .lora import METHOD as LORA
 
-#: In the order of the paper's tables.
+#: The methods in the order of the paper's tables.
 BASELINES: tuple[Method, ...] = (LORA, DORA)
 
 __all__ = ["BASELINES", "AdapterSettings", "Method"]

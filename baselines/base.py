@@ -1,4 +1,4 @@
-"""What a fine-tuning method is to the harness: a name, a title and a PEFT config."""
+"""`Method`: what the harness knows of a fine-tuning method."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Method:
     """One fine-tuning method.
 
     Attributes:
-        name: As in reported.csv ("lora").
-        title: As printed in tables ("LoRA").
-        config: ``config(target_modules, settings) -> PeftConfig`` for ``get_peft_model``. All
-            methods are given the same target modules; settings hold the keys the method's config
-            takes, an unknown one is a `TypeError`. PEFT is imported inside, so that a table can be
-            rendered without loading torch.
+        name: identifier of the method in reported.csv and on the command line, for example "lora".
+        title: name of the method in tables, for example "LoRA".
+        config: function ``config(target_modules, settings) -> PeftConfig`` that makes the config
+            for ``get_peft_model``. All methods are given the same target modules. The keys of
+            settings are fields of the method's config; an unknown one is a `TypeError`. The
+            function imports PEFT when it is called, so that a table can be rendered without torch.
     """
 
     name: str

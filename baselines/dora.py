@@ -1,4 +1,4 @@
-"""DoRA on PEFT: LoRA with the weight's magnitude trained apart from its direction."""
+"""DoRA on PEFT: LoRA with the magnitude of each weight trained apart from its direction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA on PEFT: the paper's main baseline (r = 80 there)."""
+"""LoRA on PEFT: the paper's main baseline, with r = 80 there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def lora_config(target_modules: list[str], settings: AdapterSettings, use_dora: bool) -> PeftConfig:
-    """PEFT's own config for LoRA, or with use_dora for DoRA."""
+    """PEFT's own config for LoRA, or for DoRA if use_dora is set."""
     from peft import LoraConfig
 
     return LoraConfig(

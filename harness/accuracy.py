@@ -14,18 +14,18 @@ from tasks.sources import open_source
 from .cells.spec import LOCAL, RunOptions, RunSpec
 from .models.quantise import check_quantize
 from .models.weights import MODELS, resolve, resolve_device
+from .numbers.comparison import compare
 from .options import General, Option, options_of
 from .request import Request, TableLayout
 from .run import processes
 from .run.inputs import InputLoader
 from .schedule.executor import execute, stored
 from .schedule.verify import verify
+from .show.accuracy import NOT_RUN, render
+from .show.data import TableData
+from .show.verified import render_verified
 from .store.outcome import Outcome
 from .store.records import RecordStore, RunRecord
-from .tables.numbers.comparison import compare
-from .tables.show.accuracy import NOT_RUN, render
-from .tables.show.data import TableData
-from .tables.show.verified import render_verified
 
 Found = TypeVar("Found")
 

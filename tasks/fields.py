@@ -9,7 +9,7 @@ from __future__ import annotations
 import string
 from typing import Any
 
-from tasks.messages import show
+from tasks.messages import short_repr
 
 
 class RowError(ValueError):
@@ -34,19 +34,19 @@ def _field(row: dict[str, Any], column: str) -> Any:
 
 def _clean(value: Any, column: str) -> str:
     if not isinstance(value, str):
-        raise RowError(column, f"got {show(value)}")
+        raise RowError(column, f"got {short_repr(value)}")
     # The files of one data set differ in the spaces at the ends of a text (PIQA's train and
     # validation files do), and the prompt puts its own space before an option.
     text = value.strip()
     # JSON can hold half of a surrogate pair, but that cannot be tokenised, hashed or written.
     if not text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise RowError(column, f"got {show(value)}")
+        raise RowError(column, f"got {short_repr(value)}")
     return text
 
 
 def _clean_list(value: Any, column: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not 2 <= len(value) <= len(string.ascii_uppercase):
-        raise RowError(column, f"got {show(value)}")
+        raise RowError(column, f"got {short_repr(value)}")
     return tuple(_clean(item, column) for item in value)
 
 
@@ -64,7 +64,7 @@ def read_bool(row: dict[str, Any], column: str) -> bool:
     """Returns a boolean; neither numbers nor words count as one."""
     value = _field(row, column)
     if not isinstance(value, bool):
-        raise RowError(column, f"got {show(value)}")
+        raise RowError(column, f"got {short_repr(value)}")
     return value
 
 
@@ -84,7 +84,7 @@ def read_index(row: dict[str, Any], column: str, first: int, count: int) -> int:
         for index in range(count):
             if str(value).strip() == str(first + index):
                 return index
-    raise RowError(column, f"got {show(value)}")
+    raise RowError(column, f"got {short_repr(value)}")
 
 
 def read_choices(row: dict[str, Any]) -> tuple[tuple[str, ...], int]:
@@ -97,14 +97,14 @@ def read_choices(row: dict[str, Any]) -> tuple[tuple[str, ...], int]:
     """
     choices = _field(row, "choices")
     if not isinstance(choices, dict) or not {"text", "label"} <= choices.keys():
-        raise RowError("choices", f"got {show(choices)}")
+        raise RowError("choices", f"got {short_repr(choices)}")
     options = _clean_list(choices["text"], "choices")
     labels = _clean_list(choices["label"], "choices")
     if len(options) != len(labels) or len(set(labels)) != len(labels):
-        raise RowError("choices", f"got {len(options)} texts and the labels {show(labels)}")
+        raise RowError("choices", f"got {len(options)} texts and the labels {short_repr(labels)}")
     key = read_text(row, "answerKey")
     if key not in labels:
-        raise RowError("answerKey", f"got {show(key)}, the labels are {show(labels)}")
+        raise RowError("answerKey", f"got {short_repr(key)}, the labels are {short_repr(labels)}")
     return options, labels.index(key)
 
 

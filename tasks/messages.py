@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def show(value: Any, longest: int = 60) -> str:
+def short_repr(value: Any, longest: int = 60) -> str:
     """Returns `value` as it looks in source, on one line and cut to `longest` characters."""
     try:
         text = repr(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from tasks.messages import show
+from tasks.messages import short_repr
 
 
 def choose(kind: str, name: str, known: Iterable[str]) -> str:
@@ -25,4 +25,4 @@ def choose(kind: str, name: str, known: Iterable[str]) -> str:
         return name
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f" (did you mean {' or '.join(near)}?)" if near else ""
-    raise ValueError(f"unknown {kind} {show(name, 80)}{hint}; known: {', '.join(names)}")
+    raise ValueError(f"unknown {kind} {short_repr(name, 80)}{hint}; known: {', '.join(names)}")

@@ -20,7 +20,7 @@ from typing import Any
 
 from tasks.base import Example, Task
 from tasks.fields import RowError
-from tasks.messages import first_line, show
+from tasks.messages import first_line, short_repr
 
 MINIATURE_DIR = Path(__file__).parent / "miniature" / "data"
 
@@ -168,7 +168,7 @@ def _parse_rows(
         try:
             example = _parse_row(row, task, f"{split}-{number}")
             if example.id in numbers:
-                problem = f"got {show(example.id)}, which row {numbers[example.id]} has"
+                problem = f"got {short_repr(example.id)}, which row {numbers[example.id]} has"
                 raise RowError("id", problem)
         except (RowError, _BadLine) as error:
             problem = f"{where}, row {number}{_explained(error, task)}"
@@ -195,7 +195,7 @@ def _parse_row(row: Any, task: Task, default_id: str) -> Example:
     if isinstance(row, bytes):
         row = _parse_line(row)
     if not isinstance(row, dict):
-        raise _BadLine(f"got {show(row)}, expected columns {', '.join(task.columns)}")
+        raise _BadLine(f"got {short_repr(row)}, expected columns {', '.join(task.columns)}")
     return task.parse(row, default_id)
 
 
@@ -221,7 +221,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{show(twice)} is there twice")
+        raise ValueError(f"{short_repr(twice)} is there twice")
     return values
 
 

@@ -1,7 +1,7 @@
-"""Asks pip-audit for known vulnerabilities of the pins: ``python -m tests.audit_pins``.
+"""Asks pip-audit for known vulnerabilities of the pinned versions: `python -m tests.audit_pins`.
 
-Exit status 1 if there is one. Where pip-audit's service cannot be reached, or does not know the
-pins, that is said in one line and the status is 0: nothing was audited, which is no finding.
+The exit status is 1 if there is one. If pip-audit cannot reach its service, or the service does not
+know the pins, one line says that nothing was audited, and the exit status is 0.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ PIP_AUDIT = (sys.executable, "-m", "pip_audit")
 
 
 def audit(pip_audit: tuple[str, ...] = PIP_AUDIT) -> tuple[int, str]:
-    """Exit status, and what is to be said.
+    """Returns the exit status and the line to print.
 
     Args:
-        pip_audit: The command.
+        pip_audit: command that starts pip-audit.
     """
-    # Of the pins those for this Python, without resolving anything: they are a whole list.
+    # The file lists every package, so nothing needs to be resolved.
     options = ["-r", str(PINS), "--no-deps", "--disable-pip", "--format", "json"]
     result = subprocess.run([*pip_audit, *options], capture_output=True, text=True, check=False)
     try:

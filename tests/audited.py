@@ -1,10 +1,10 @@
-"""reproduce.py with everything written down that it writes, starts or connects to.
+"""Runs reproduce.py and writes down which files it writes, what it starts and connects to.
 
     python -m tests.audited LOG [arguments of reproduce.py]
 
-By an audit hook of Python's, which cannot be removed, so it is a process of its own. LOG is one
-JSON list per line: what was done, and to what. Programs that are started are not followed, and
-what a library written in C or Rust opens by itself is not seen.
+It uses one of Python's audit hooks. They cannot be removed, so this needs a process of its own. LOG
+gets one JSON list per line: the kind of event and its object. Programs that the run starts are not
+followed, and files that a library opens from C or Rust are not seen.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 EVENTS: list[tuple[str, str]] = []
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-#: Event -> which of its arguments are paths that it changes.
+#: For each event, the positions of the arguments that are paths it changes.
 _CHANGING = {
     "os.rename": (0, 1),
     "os.link": (1,),
@@ -30,7 +30,7 @@ _STARTING = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.startfile
 
 
 def hook(event: str, arguments: tuple[Any, ...]) -> None:
-    """Keep what matters of an event."""
+    """Keeps an event if it writes, starts or connects to something."""
     if event == "open":
         path, _, flags = arguments
         if isinstance(path, str | bytes | os.PathLike) and flags & _WRITING:

@@ -28,7 +28,7 @@ HEAVY = ("torch", "transformers", "peft", "datasets")
 LIGHT = (
     *("tasks.data", "tasks.encoding", "tasks.prompts", "tasks.sources"),
     *("harness.cells.presets", "harness.models.shapes", "harness.models.weights"),
-    *("harness.store.records", "harness.tables.show.accuracy", "harness.tables.numbers.comparison"),
+    *("harness.store.records", "harness.show.accuracy", "harness.numbers.comparison"),
     *("harness.tables.main", "harness.tables.efficiency", "harness.tables.scaling"),
     *("tasks", "harness.tables", "reproduce"),
 )

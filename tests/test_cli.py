@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 import subprocess
 import sys
@@ -100,6 +102,7 @@ def test_no_traceback_from_a_real_process(tmp_path: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_paper_lists_its_128_cells_without_weights() -> None:
     result = command("--table", "main", "--preset", "paper", "--dry-run")
     assert result.returncode == 0, result.stderr
@@ -161,6 +164,7 @@ def test_rendering_stored_measurements_loads_no_torch(tmp_path: Path) -> None:
     assert "## By rank" in result.stdout and "| 100.0 |" in result.stdout.replace("  ", "")
 
 
+@pytest.mark.long
 def test_help_is_of_the_table_asked_for() -> None:
     helps = {name: command("--table", name, "--help").stdout for name in ("main", "efficiency")}
     assert "--tasks" in helps["main"] and "--shape" not in helps["main"]
@@ -168,20 +172,27 @@ def test_help_is_of_the_table_asked_for() -> None:
     assert all("--render-only" in text and "--table" in text for text in helps.values())
 
 
-@pytest.fixture(scope="module")
-def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An output folder filled by a real run of four small cells, and what the run printed."""
-    output = tmp_path_factory.mktemp("run")
-    arguments = ["--tasks", "arc-e,boolq", "--methods", "base,mixlora"]
-    limits = ["--limit-train", "32", "--limit-eval", "20", "--output", str(output)]
-    result = command("--table", "main", *arguments, *limits)
-    assert result.returncode == 0, result.stderr
-    return output, result.stdout
-
-
 ARGUMENTS = ("--tasks", "arc-e,boolq", "--methods", "base,mixlora", "--limit-train", "32")
 
 
+def run_here(output: Path) -> str:
+    """Runs four small cells in this process and returns what that prints."""
+    from reproduce import main
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main([*ARGUMENTS, "--limit-eval", "20", "--output", str(output)]) == 0
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An output folder filled by a run of four small cells, and what the run printed."""
+    output = tmp_path_factory.mktemp("run")
+    return output, run_here(output)
+
+
+@pytest.mark.long
 def test_a_second_run_computes_nothing_and_shows_the_same(first_run: tuple[Path, str]) -> None:
     output, printed = first_run
     records = {path: path.stat().st_mtime_ns for path in (output / "records").iterdir()}
@@ -191,6 +202,7 @@ def test_a_second_run_computes_nothing_and_shows_the_same(first_run: tuple[Path,
     assert {p: p.stat().st_mtime_ns for p in (output / "records").iterdir()} == records
 
 
+@pytest.mark.long
 def test_the_same_cell_gives_the_same_record(first_run: tuple[Path, str], tmp_path: Path) -> None:
     output, _ = first_run
     shutil.copytree(output, tmp_path / "copy")
@@ -208,16 +220,16 @@ def test_the_same_cell_gives_the_same_record(first_run: tuple[Path, str], tmp_pa
         assert (again.seconds != record.seconds) == rerun
 
 
+@pytest.mark.long
 def test_deleting_a_record_runs_that_cell_only(first_run: tuple[Path, str], tmp_path: Path) -> None:
     output, printed = first_run
     shutil.copytree(output, tmp_path / "copy")
     records = sorted((tmp_path / "copy" / "records").iterdir())
     before = {path: path.stat().st_mtime_ns for path in records[1:]}
     records[0].unlink()
-    again = command(*ARGUMENTS, "--limit-eval", "20", "--output", str(tmp_path / "copy"))
-    assert again.returncode == 0, again.stderr
+    again = run_here(tmp_path / "copy")
     assert records[0].exists()
     assert {path: path.stat().st_mtime_ns for path in records[1:]} == before
-    assert [line for line in again.stdout.splitlines() if line.startswith("| ")] == [
+    assert [line for line in again.splitlines() if line.startswith("| ")] == [
         line for line in printed.splitlines() if line.startswith("| ")
     ]

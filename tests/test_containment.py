@@ -1,4 +1,4 @@
-"""What a run may do to the machine: where it writes, what it starts, what it tells of a token."""
+"""What a run does to the machine: where it writes, what it starts, and that it tells no secret."""
 
 from __future__ import annotations
 
@@ -18,24 +18,29 @@ from harness.messages import redacted
 from harness.models.files import WeightsError, weight_files
 from harness.report import write_report
 from harness.schedule.executor import execute
-from harness.store.failures import FailureStore
 from harness.store.files import load_record, save_record
-from harness.store.records import RecordStore, RunRecord
+from harness.store.records import FailureStore, RecordStore, RunRecord
 from tests.harness.builders import make_record, make_spec
 from tests.harness.test_executor import cells, loader
 from tests.test_processes import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "hf_thisIsNoTokenButItLooksLikeOne"
-#: For the commit, and matplotlib's for the fonts there are.
+#: Beginnings of the commands that a run may start: git for the commit, and matplotlib's look for
+#: the fonts of the machine.
 PROGRAMS = ("git -C ", "fc-list ")
-#: Folders of an output directory, see CONTRIBUTING.md.
+#: Folders of an output directory.
 FOLDERS = ("records", "failures", "logs", "checkpoints", "locks", "tables", "figures")
 ESCAPES = ["../../evil", "/tmp/evil", "..", "a/../../evil", "..\\evil", "evil\0"]
 
 
 def not_allowed(events: list[tuple[str, str]], folders: list[Path]) -> list[tuple[str, str]]:
-    """Of what `tests.audited` wrote down: writes elsewhere, other programs, connections."""
+    """Returns the events that no run may cause.
+
+    Args:
+        events: what `tests.audited` has written down, each as kind and object.
+        folders: the folders that the run may write into.
+    """
     found = []
     for kind, what in events:
         inside = any(Path(what).resolve().is_relative_to(folder.resolve()) for folder in folders)
@@ -46,17 +51,18 @@ def not_allowed(events: list[tuple[str, str]], folders: list[Path]) -> list[tupl
     return found
 
 
+@pytest.mark.long
 def test_a_run_writes_into_its_output_and_caches_and_connects_to_nothing(
     tmp_path: Path,
 ) -> None:
     output, home, scratch, log = (tmp_path / n for n in ("output", "home", "scratch", "log"))
     for folder in (home, scratch):
         folder.mkdir()
-    # With figures, checkpoints and the report, and a token that has no business here.
+    # The run makes figures, checkpoints and the report, and a token is in its environment.
     command = [sys.executable, "-m", "tests.audited", str(log), "--table", "rank", "--report"]
     command += ["--settings", "r=2,r=4", "--tasks", "obqa", "--methods", "mixlora"]
     command += ["--limit-train", "8", "--limit-eval", "4", "--checkpoint-steps", "1"]
-    # Libraries tell their children of the places that they have chosen in this process.
+    # Libraries pass the folders that they have chosen in this process on by the environment.
     own = {name: value for name, value in os.environ.items() if not name.startswith("TORCH")}
     own |= {"HOME": str(home), "TMPDIR": str(scratch), "HF_TOKEN": SECRET}
     own |= {"PYTHONDONTWRITEBYTECODE": "1"}
@@ -72,7 +78,7 @@ def test_a_run_writes_into_its_output_and_caches_and_connects_to_nothing(
     events = [tuple(json.loads(line)) for line in log.read_text().splitlines()]
     caches = [home / ".cache", home / ".config"]
     assert not_allowed(events, [output, scratch, *caches]) == []
-    # It was watched: all that is there was seen, and git.
+    # The watch works: it has seen every file that is there, and git.
     written = {what for kind, what in events if kind == "write"}
     files = [path for path in output.rglob("*") if path.is_file()]
     assert {str(path) for path in files} <= written and len(files) >= 10
@@ -115,7 +121,7 @@ def test_the_hook_sees_what_a_process_does(tmp_path: Path) -> None:
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a file that nothing may touch; all around it stays as it is, too."""
+    """A folder with a file that nothing may touch, nor may anything appear beside the folder."""
     folder = tmp_path / "victim"
     folder.mkdir()
     (folder / "file").write_text("precious")
@@ -145,10 +151,11 @@ def test_the_output_itself_may_be_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "real" / "tables" / "main.md").exists()
 
 
+@pytest.mark.long
 def test_files_that_are_links_are_replaced_not_followed(tmp_path: Path, victim: Path) -> None:
     first = Grid(tmp_path / "first")
     first.output.mkdir(parents=True)
-    assert first.run("oom", "--report")[0] == 1  # failures and logs as well
+    assert first.run("oom", "--report")[0] == 1  # leaves failures and logs as well
     again = Grid(tmp_path)
     files = [path.relative_to(first.output) for path in first.output.rglob("*") if path.is_file()]
     for file in files:
@@ -159,10 +166,11 @@ def test_files_that_are_links_are_replaced_not_followed(tmp_path: Path, victim: 
     status, _, said = again.run("oom", "--report")
     assert status == 1, said
     links = [path for path in again.output.rglob("*") if path.is_symlink()]
-    # What was no record has been set aside, as the link that it was.
+    # Links in place of records were set aside, as the links that they were.
     assert all(path.suffix == ".damaged" for path in links) and len(files) > 15
 
 
+@pytest.mark.long
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path, victim: Path) -> None:
     grid = Grid(tmp_path)
     assert grid.run()[0] == 0
@@ -181,14 +189,14 @@ def test_names_within_records_name_no_files(
     spec = dataclasses.replace(make_spec(), model=name, method=name, eval_tasks=(name,))
     record = make_record(spec, [0], [0])
     RecordStore(output).save(record)
-    FailureStore(output).save(spec, record.fingerprints, ValueError(name))
+    FailureStore(output).note(spec, record.fingerprints, ValueError(name))
     assert sorted(path.stem for path in output.rglob("*.*")) == [record.id] * 3
-    # A record that says that it is another one is set aside where it lies.
+    # A record that claims to be another one is set aside in its own folder.
     path = output / "records" / "a.json"
     save_record(path, record.to_json() | {"id": name})
-    assert load_record(path, RunRecord.from_json) is None
+    assert load_record(path, RecordStore.parse) is None
     assert path.with_name("a.json.damaged").exists()
-    # A table of tables, and figures, are named in provenance; only what lies there is shown.
+    # Provenance names tables and figures; the report shows only those that lie in their folders.
     assert reproduce.main(["--table", "params", "--output", str(output)]) == 0
     facts = output / "tables" / "params.provenance.json"
     facts.write_text(json.dumps({"table": name, "name": name, "figures": [name], "command": name}))
@@ -279,21 +287,21 @@ def test_secrets_are_taken_out(text: str, secret: str, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("text", ["loss is nan at step 3", "see https://example.org/a@b?x=hf_1"])
 def test_other_text_stays(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "nan")  # too short to be one
+    monkeypatch.setenv("HF_TOKEN", "nan")  # too short to be a token
     assert redacted(text) == text
 
 
 def test_a_failure_tells_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_pack(*arguments: Any) -> Iterator[RunRecord]:
+    def run_job(*arguments: Any) -> Iterator[RunRecord]:
         try:
             raise OSError(f"GET with Authorization: Bearer {SECRET}")
         except OSError as error:
             raise RuntimeError(f"no file at https://me:{SECRET}@example.org/") from error
         yield
 
-    monkeypatch.setattr("harness.run.cell.run_pack", run_pack)
+    monkeypatch.setattr("harness.run.cell.run_job", run_job)
     outcome = execute(cells(methods=["lora"]), loader(), RecordStore(tmp_path), fresh=False)
     ((_, failure),) = outcome.failed.items()
     assert failure.reason.startswith("RuntimeError: no file at https://***@example.org/")

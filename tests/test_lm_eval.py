@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from mixlora.checks import NoEffectError
 from mixlora.lm_eval import cli
 from mixlora.lm_eval.data import DataError, load
 from mixlora.lm_eval.model import AdapterError, AdapterLM, register
-from tasks import TASK_NAMES, get_task
+from tasks import TASK_NAMES, Example, get_task
 from tasks.base import SCORINGS, Scoring
 from tasks.lm_eval_configs import CONFIG_DIR, write
 from tasks.prompts import Prompt, render
@@ -34,6 +35,8 @@ from tasks.scoring import Prediction, score
 from tasks.sources import MINIATURE_DIR, LocalSource
 from tests.mixlora.models import randomise
 from tests.tasks.conftest import ROWS
+
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = str(ROOT / "tasks" / "miniature" / "model")
@@ -44,9 +47,13 @@ EVERY_TASK = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests share what the library has converted, and leave nothing in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("datasets")
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
+        yield
 
 
 def base_model() -> Any:
@@ -59,7 +66,7 @@ def config_name(name: str, scoring: str) -> str:
 
 
 def manager(data_dir: Path) -> TaskManager:
-    """Ours alone: reading all of the stock configs takes ten seconds."""
+    """A task manager of our configs alone: reading those of lm-eval takes ten seconds."""
     return TaskManager(
         include_path=str(cli.TASK_CONFIGS),
         include_defaults=False,
@@ -67,18 +74,25 @@ def manager(data_dir: Path) -> TaskManager:
     )
 
 
+@functools.cache
+def examples(name: str, data_dir: Path) -> list[Example]:
+    task = get_task(name)
+    return LocalSource(data_dir, "").load(task, task.eval_split)
+
+
 def own_prompts(
     name: str, scoring: Scoring, data_dir: Path, limit: int
 ) -> list[tuple[Prompt, int]]:
-    task = get_task(name)
-    examples = LocalSource(data_dir, "").load(task, task.eval_split)[:limit]
-    return [(render(task, example, scoring), example.answer) for example in examples]
+    return [
+        (render(get_task(name), example, scoring), example.answer)
+        for example in examples(name, data_dir)[:limit]
+    ]
 
 
 def assert_same_requests(name: str, scoring: Scoring, data_dir: Path, limit: int) -> None:
     wanted = own_prompts(name, scoring, data_dir, limit)
     task = manager(data_dir).load([config_name(name, scoring)])["tasks"][config_name(name, scoring)]
-    assert len(task.eval_docs) == len(own_prompts(name, scoring, data_dir, 10**9))
+    assert len(task.eval_docs) == len(examples(name, data_dir))
     task.build_all_requests(limit=limit)
     requests = [(each.doc_id, *each.args) for each in task.instances]
     assert requests == [
@@ -93,7 +107,8 @@ def assert_same_requests(name: str, scoring: Scoring, data_dir: Path, limit: int
 @EVERY_TASK
 def test_requests_are_those_of_our_prompts(name: str, scoring: Scoring, tmp_path: Path) -> None:
     assert_same_requests(name, scoring, MINIATURE_DIR, 20)
-    # Spaces at the ends, question marks, options called 1 to 4, a line separator in a question.
+    # These rows have spaces at the ends of texts, question marks, options that are called 1 to 4,
+    # and a line separator in a question.
     task = get_task(name)
     folder = tmp_path / task.directory
     folder.mkdir()
@@ -195,7 +210,7 @@ def test_every_example_scores_the_same(adapter: Path) -> None:
                 if scoring == "choice":
                     assert sample["acc_norm"] == (prediction.label_norm == answer)
     adapted = own_predictions(model, "piqa", "choice")
-    # Else the adapter would have been compared with the base.
+    # Otherwise the adapter had no effect and the test compared the base model with itself.
     assert (
         max(
             abs(a - b)
@@ -207,7 +222,7 @@ def test_every_example_scores_the_same(adapter: Path) -> None:
 
 
 def test_labels_of_several_tokens_differ_as_documented(adapter: Path) -> None:
-    """Ours compares first tokens, lm-eval whole words: the test above needs words of one token."""
+    """We compare first tokens, lm-eval whole words: the test above needs words of one token."""
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     for word in ("A", "B", "C", "D", "true", "false"):
         with_word = tokenizer(f"Answer: {word}")["input_ids"]
@@ -281,7 +296,7 @@ def test_hf_with_peft_is_loaded_by_our_class(tmp_path: Path) -> None:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    """Runs the command in this process, without the stock tasks."""
+    """A function that runs the command in this process, without the tasks of lm-eval itself."""
     ours = functools.partial(TaskManager, include_defaults=False)
     monkeypatch.setattr(lm_eval_tasks, "TaskManager", ours)
     monkeypatch.setattr(lm_eval_utils, "setup_logging", lambda: None)
@@ -309,7 +324,7 @@ def test_hf_with_an_adapter_without_effect(
 
 
 def test_the_command_in_a_process_of_its_own(adapter: Path, tmp_path: Path) -> None:
-    """Stock tasks are there as well, nothing is downloaded, and accuracies are those of ours."""
+    """The tasks of lm-eval are known as well, nothing is downloaded, and accuracies are ours."""
     names = [("arc-e", "label"), ("piqa", "choice")]
     code = "import sys; from mixlora.lm_eval.cli import main; sys.exit(main())"
     model_args = f"pretrained={BASE},adapter={adapter},dtype=float32"

@@ -37,13 +37,13 @@ def words_of(text: str, vocabulary: object) -> list[str]:
 
 
 def mentioned(text: str) -> dict[str, str]:
-    """Attribute -> the value of it that the text names."""
+    """Returns the values that the text names, by attribute."""
     found = {a: words_of(text, VALUES[a]) for a in ATTRIBUTES}
     return {attribute: values[0] for attribute, values in found.items() if values}
 
 
 def asked_fact(example: Example) -> tuple[str, str]:
-    """The (thing, attribute) that decides about a question on things."""
+    """Returns the thing and the attribute that decide the answer to a question on things."""
     right = example.options[example.answer]
     things = words_of(right, BY_NAME)
     if things:

@@ -1,6 +1,7 @@
-"""Whole processes: killed, stopped, several at once, out of disk; the results stay right.
+"""Whole processes: killed, stopped, several at once, on a full disk; the results stay right.
 
-The cells are stand-ins (`results/stand_in.py`) that take a moment; `tests/torture` has real ones.
+The cells are stand-ins that only take a moment (`tests/harness/stand_in.py`). `tests/torture` does
+the same with real cells.
 """
 
 from __future__ import annotations
@@ -18,16 +19,18 @@ import pytest
 
 from harness.store.records import RecordStore
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 GRID = ("--tasks", "arc-e,obqa", "--methods", "lora,dora,mixlora")
 CELLS = 6
 
 
 class Grid:
-    """Commands on one output directory.
+    """Commands that run a grid of cells into one output directory.
 
     Args:
-        folder: Of the output and of the log of begun cells.
+        folder: folder that gets the output directory and the log of the cells that were begun.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,17 +50,17 @@ class Grid:
     def run(
         self, mode: str = "run", *arguments: str, prepare: Callable[[], None] | None = None
     ) -> tuple[int, str, str]:
-        """Exit status, what is printed, and what is said beside it."""
+        """Runs a command to its end; returns its exit status, standard output and error output."""
         process = self.start(mode, *arguments, prepare=prepare)
         printed, said = process.communicate(timeout=60)
         return process.returncode, printed, said
 
     def begun(self) -> Counter[str]:
-        """How often each cell was begun."""
+        """Returns how often each cell was begun."""
         return Counter(self.log.read_text().splitlines() if self.log.exists() else [])
 
     def wait_for(self, cells: int) -> None:
-        """Until so many cells were begun."""
+        """Waits until so many cells were begun."""
         deadline = time.monotonic() + 60
         while sum(self.begun().values()) < cells:
             assert time.monotonic() < deadline, "no cell was begun"
@@ -84,7 +87,7 @@ def test_a_killed_run_loses_the_cell_in_flight_only(
     before = grid.begun()
     status, printed, _ = grid.run()
     assert (status, printed) == (0, table)
-    # A kill can hit between a record's end and the next cell's beginning: then nothing is redone.
+    # A kill that hits between the writing of a record and the next cell costs no cell at all.
     assert sum(grid.begun().values()) <= CELLS + 1
     assert len(before) - len(kept) <= 1
     assert max(grid.begun().values()) <= 2
@@ -176,7 +179,7 @@ def test_a_failed_cell_shows_in_every_table(
 def test_a_full_disk_is_known_before_anything_is_run(
     grid: Grid, fault: Callable[[str], None]
 ) -> None:
-    """The limit of a file's size stands for it: the kernel refuses the write."""
+    """A limit on the size of files stands in for a full disk: the kernel refuses the write."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -204,7 +207,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
 def test_a_disk_that_fills_up_loses_nothing_that_is_done(
     grid: Grid, fault: Callable[[str], None]
 ) -> None:
-    """The limit lets the probe and the records through, and not the table in long form."""
+    """The limit lets the first probe and the records through, but not the table in long form."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -214,7 +217,7 @@ def test_a_disk_that_fills_up_loses_nothing_that_is_done(
     assert status == 1
     last = said.splitlines()[-1]
     assert "cannot write" in last and "to go on with the rest: python reproduce.py" in last
-    assert "| MixLoRA" in printed  # all the same
+    assert "| MixLoRA" in printed  # the table is printed although it cannot be written
     assert len(RecordStore(grid.output).all()) == CELLS
     assert grid.run()[:2] == (0, printed)
 

@@ -20,7 +20,7 @@ FORWARDS = ("vanilla", "shared", "fused")
 def _mixlora_config(
     target_modules: list[str], settings: AdapterSettings, use_dora: bool
 ) -> PeftConfig:
-    from mixlora import MixLoraConfig
+    from mixlora.config import MixLoraConfig
 
     return MixLoraConfig(
         task_type="CAUSAL_LM", target_modules=target_modules, use_dora=use_dora, **settings

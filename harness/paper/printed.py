@@ -154,4 +154,5 @@ def attainable(row: Printed, examples: int) -> Recomputed:
 
 
 def mean(*values: float) -> float:
+    """The mean of at least one value."""
     return math.fsum(values) / len(values)

@@ -16,8 +16,8 @@ from typing import Any, get_args
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from harness.show.data import COMPARED, REPORTED, Block, Cell, Source, TableData
 from harness.store.files import write_atomically
-from harness.tables.show.data import COMPARED, REPORTED, Block, Cell, Source, TableData
 
 _FOLDER = Path(__file__).parent
 

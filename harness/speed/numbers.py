@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from harness.tables.numbers.comparison import LONG_COLUMNS
-from harness.tables.show.data import DASH, MEASURED, Cell, Source
+from harness.numbers.comparison import LONG_COLUMNS
+from harness.show.data import DASH, MEASURED, Cell, Source
 
 from .records import DONE, MeasureRecord
 from .spec import Subject

@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from harness.options import General, Option, options_of
 from harness.run import processes
-from harness.store.failures import FAILED, OOM
-from harness.tables.show.data import TableData, distinct
+from harness.show.data import TableData, distinct
+from harness.store.records import FAILED, OOM
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .request import Defaults, MeasureRequest

@@ -1,12 +1,11 @@
-"""What became of the cells of a table, as a run or a look-up hands it to rendering."""
+"""What became of cells: the values that runs and look-ups hand to rendering."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from ..cells.spec import RunSpec
-from .failures import Failure
-from .records import RunRecord
+from .records import Failure, RunRecord
 
 
 @dataclass
@@ -29,3 +28,19 @@ class Outcome:
     not_run: list[RunSpec] = field(default_factory=list)
     computed: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """The result of running a stored cell again.
+
+    Attributes:
+        record: the stored record.
+        differences: each difference as "where: stored -> now", or how the cell failed; empty if the
+            results are equal.
+        made_otherwise: the differences in versions, hardware and code, which can explain others.
+    """
+
+    record: RunRecord
+    differences: list[str]
+    made_otherwise: list[str]

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from harness.options import Option
+from harness.show.data import TableData
 from tasks.names import choose
-
-from .show.data import TableData
 
 
 class Plan(Protocol):
@@ -56,9 +55,8 @@ class Table(Protocol):
 
 
 def table_names() -> tuple[str, ...]:
-    """The names of all tables: the modules of this package, not its packages."""
-    found = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
-    return tuple(name.replace("_", "-") for name in found)
+    """The names of all tables."""
+    return tuple(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
 
 def get_table(name: str) -> Table:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness.cells.methods import METHOD_TITLES
+from harness.computed import ComputedTable
 from harness.options import command
 from harness.paper.audit import (
     LEVELS,
@@ -19,9 +20,8 @@ from harness.paper.audit import (
     unlearned,
 )
 from harness.paper.printed import AGREES, CONTRADICTS, ROUNDING, Check, Paper, Printed
-from harness.paper.table import ComputedTable
 from harness.run import provenance
-from harness.tables.show.data import (
+from harness.show.data import (
     COMPUTED,
     DASH,
     REPORTED,

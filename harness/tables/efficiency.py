@@ -6,7 +6,9 @@ import dataclasses
 
 import pandas as pd
 
+from harness.numbers.comparison import load_reported
 from harness.options import command
+from harness.show.data import DASH, MEASURED, REPORTED, Block, Cell, TableData, long_rows
 from harness.speed.numbers import (
     MEASURE_COLUMNS,
     Row,
@@ -19,8 +21,6 @@ from harness.speed.request import Defaults, MeasureRequest
 from harness.speed.rows import LORA, ROWS, MethodRow
 from harness.speed.spec import MeasureSpec
 from harness.speed.table import MeasuredTable, Records, failures, provenance, status_notes
-from harness.tables.numbers.comparison import load_reported
-from harness.tables.show.data import DASH, MEASURED, REPORTED, Block, Cell, TableData, long_rows
 
 #: The paper's table of a model's shape.
 PAPER_TABLES = {"llama2-7b": "6", "gemma-2b": "7"}

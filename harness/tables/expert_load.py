@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from harness.accuracy import AccuracyTable
 from harness.cells.methods import METHOD_TITLES
+from harness.numbers.comparison import load_reported
+from harness.numbers.expert_load import layer_std, load_std, shares, specialisation
 from harness.request import Setting, all_tasks
+from harness.show.data import MEASURED, REPORTED, Block, Cell, TableData, number
+from harness.show.figures import HeatMap, draw_heat_maps
 from harness.store.records import RunRecord
-from harness.tables.numbers.comparison import load_reported
-from harness.tables.numbers.expert_load import layer_std, load_std, shares, specialisation
-from harness.tables.show.data import MEASURED, REPORTED, Block, Cell, TableData, number
-from harness.tables.show.figures import HeatMap, draw_heat_maps
 from tasks import get_task
 
 _COEFFICIENTS = ("1e-3", "0")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from harness.cells.methods import METHOD_TITLES
+from harness.computed import ComputedTable
 from harness.models.shapes import SHAPES
 from harness.options import command
 from harness.paper.audit import parameter_checks, rank_of
 from harness.paper.printed import AGREES, Check, Paper
-from harness.paper.table import ComputedTable
 from harness.run import provenance
-from harness.tables.show.data import COMPUTED, REPORTED, Block, Cell, TableData, number
+from harness.show.data import COMPUTED, REPORTED, Block, Cell, TableData, number
 
 _NOTES = (
     "trainable: adapters in q, k, v, o, gate, up and down of every layer; of MixLoRA and MixDoRA "

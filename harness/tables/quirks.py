@@ -9,8 +9,8 @@ from harness.accuracy import AccuracyTable
 from harness.cells.quirks import QUIRKS
 from harness.cells.spec import RunSpec
 from harness.request import Request, Setting, single_task
+from harness.show.data import Block, TableData
 from harness.store.records import RunRecord
-from harness.tables.show.data import Block, TableData
 
 # The name of this setting in reported.csv, so that the paper's numbers stand beside it.
 _CLEAN = "st"

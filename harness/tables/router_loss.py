@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.accuracy import AccuracyTable
 from harness.request import Setting, single_task
-from harness.tables.show.ablation import pictured
+from harness.show.ablation import pictured
 
 TABLE = AccuracyTable(
     name="router-loss",

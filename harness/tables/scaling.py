@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from harness.options import command
+from harness.show.data import DASH, Block, Cell, TableData, long_rows
+from harness.show.figures import Line, Panel, draw
 from harness.speed.numbers import (
     MEASURE_COLUMNS,
     Row,
@@ -17,8 +19,6 @@ from harness.speed.request import Defaults, MeasureRequest
 from harness.speed.rows import LORA, ROWS
 from harness.speed.spec import MeasureSpec, Subject
 from harness.speed.table import MeasuredTable, Records, failures, provenance, status_notes
-from harness.tables.show.data import DASH, Block, Cell, TableData, long_rows
-from harness.tables.show.figures import Line, Panel, draw
 
 _FUSED = ROWS["mixlora/fused"]
 

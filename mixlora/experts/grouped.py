@@ -124,8 +124,10 @@ class _Loop:
 
 
 class _MixGrouped(torch.autograd.Function):
-    """See `mix_grouped`. Its tensors are one frozen output, one A x and one B (E, r, O) for each
-    input projection: first all outputs, then all A x, then all B.
+    """The computation of `mix_grouped`, with a backward of its own.
+
+    Its tensors are one frozen output, one A x and one B (E, r, O) for each input projection: first
+    all outputs, then all A x, then all B.
     """
 
     @staticmethod

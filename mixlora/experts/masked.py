@@ -60,8 +60,10 @@ def down_per_pair(
     lora_A_outputs: list[Tensor | None],
     hidden_mask: Tensor | None,
 ) -> Tensor:
-    """The block's output (T, D) with DoRA on the down projection, which rescales every pair's
-    output, so that W2 runs once for each of the K experts of a token; arguments as `mix_masked`.
+    """Returns the block's output, (T, D), with DoRA on the down projection.
+
+    DoRA rescales the output of every pair, so W2 runs once for each of the K experts of a token.
+    The arguments are those of `mix_masked`.
     """
     one_hot = _scaled_one_hot(plan)
     hidden = _hidden_per_pair(ffn, plan, one_hot, projected, lora_A_outputs)

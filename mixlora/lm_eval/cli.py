@@ -1,4 +1,4 @@
-"""The command `mixlora-lm-eval`: the command line of lm-eval, with our model and tasks added."""
+"""The command `mixlora-lm-eval`: lm-eval's own command line, with our model and tasks added."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from mixlora.messages import one_line, short_repr
 
 from .data import DataError
 
-#: Folder of the YAML files that describe the tasks of the paper; added to ``--include_path``.
+#: Where the YAML files of the paper's protocol lie; lm-eval's ``--include_path``.
 TASK_CONFIGS = Path(__file__).parent / "task_configs"
 
-# The names that lm-eval has for the class that `model.AdapterLM` is derived from.
+# lm-eval's names of the model class that `model.AdapterLM` is derived from.
 _HF = ("hf", "hf-auto", "huggingface")
 
 
 class CommandError(ValueError):
-    """An argument of the command line, or of the file given to ``--config``, cannot be used."""
+    """The command line, or the file that it names, cannot be used."""
 
 
 def main() -> int:
-    """Run the command line and return its exit status: 2 for a mistake of the user, 0 otherwise."""
+    """Run lm-eval's command line; returns the exit status, 2 for what of it is of no use."""
     try:
         from lm_eval._cli import HarnessCLI
         from lm_eval.utils import setup_logging
@@ -51,23 +51,19 @@ def main() -> int:
 
 
 def prepare(arguments: Any) -> None:
-    """Change a parsed command line so that our tasks are found and our class loads adapters.
+    """Change a parsed command line: our tasks are found, and adapters are loaded by our class.
 
-    ``--model hf`` with ``peft=`` becomes ``--model mixlora``. The loading of lm-eval itself would
-    resize embeddings where the tokenizer has another size, say nothing of missing weights, and
-    score an adapter that has no effect.
-
-    Args:
-        arguments: The `argparse.Namespace` of lm-eval, changed in place.
+    ``--model hf`` with ``peft=`` becomes ``mixlora``: lm-eval's own loading resizes embeddings
+    where the tokenizer has another size, says nothing of weights that are missing, and scores an
+    adapter that does nothing.
 
     Raises:
-        CommandError: The file given to ``--config`` cannot be read, or the arguments of the model
-            are not values by name.
+        CommandError: The file of ``--config`` cannot be read, or its model_args are none.
     """
     from lm_eval.utils import simple_parse_args_string
 
     config = getattr(arguments, "config", None)
-    # An argument on the command line takes precedence over the file.
+    # The command line goes before the file that --config names.
     wanted = _from_file(config) if config else {}
     wanted |= {name: value for name, value in vars(arguments).items() if value}
     if hasattr(arguments, "include_path"):
@@ -78,8 +74,8 @@ def prepare(arguments: Any) -> None:
         model_args = simple_parse_args_string(model_args)
     if not isinstance(model_args, dict):
         raise CommandError(
-            f"model_args={short_repr(model_args)}: expected name=value,name=value or, in the file of "
-            "--config, values by name"
+            f"model_args={short_repr(model_args)}: expected name=value,name=value or, in the file "
+            "of --config, values by name"
         )
     if wanted.get("model", "hf") in _HF and "peft" in model_args:
         arguments.model = "mixlora"
@@ -91,6 +87,6 @@ def _from_file(config: str) -> dict[str, Any]:
 
     try:
         return EvaluatorConfig.load_yaml_config(config)
-    # lm-eval raises a different exception for each way in which a file can be wrong.
+    # lm-eval has another exception for each way in which a file can be wrong.
     except Exception as error:
         raise CommandError(f"--config {config}: {one_line(error)}") from error

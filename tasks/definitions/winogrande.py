@@ -6,14 +6,14 @@ from typing import Any
 
 from tasks.base import Example, HubDataset, LmEvalTask, Task
 from tasks.fields import RowError, letters, read_index, read_text
-from tasks.messages import show
+from tasks.messages import short_repr
 
 
 def parse(row: dict[str, Any], default_id: str) -> Example:
     """Returns the row as an `Example` with two options; the question is the sentence with `_`."""
     sentence = read_text(row, "sentence")
     if "_" not in sentence:
-        raise RowError("sentence", f"got {show(sentence)}")
+        raise RowError("sentence", f"got {short_repr(sentence)}")
     return Example(
         id=default_id,
         question=sentence,

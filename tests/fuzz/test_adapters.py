@@ -27,6 +27,8 @@ from tests.mixlora.test_authors_format import SETTINGS, make_weights
 from .cases import cases, run
 from .mutations import damaged, dumps, mutate, put_in_place
 
+pytestmark = pytest.mark.long
+
 
 class Code:
     """What makes a file when it is unpickled."""
@@ -181,7 +183,9 @@ def test_the_authors_settings(base: Any, folder: Path, data: Any) -> None:
             changed = {""}
             content = data.draw(damaged(content))
         readable = put_in_place(data.draw, file, content)
-    ended = run("adapters", lambda: authors_format.load(folder, copy.deepcopy(base)), names=[str(folder)])
+    ended = run(
+        "adapters", lambda: authors_format.load(folder, copy.deepcopy(base)), names=[str(folder)]
+    )
     if data is None:
         assert f"more than {LARGEST_CONFIG:,} bytes" in ended.refusal
         return

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from harness.numbers import comparison
 from harness.paper.reported import COLUMNS, KEY_COLUMNS, REPORTED_CSV, read_reported
-from harness.tables.numbers import comparison
 
 from .cases import cases, run
 from .mutations import damaged, put_in_place
+
+pytestmark = pytest.mark.long
 
 ROWS = [
     line.split(",")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.report import write_report
 from harness.schedule.executor import Outcome
-from harness.tables.show.data import COMPARED, MEASURED, REPORTED, Block, Cell, TableData, number
+from harness.show.data import COMPARED, MEASURED, REPORTED, Block, Cell, TableData, number
 
 from .builders import make_record
 from .test_settings import make_plan

@@ -23,8 +23,8 @@ from harness.cells.spec import RunOptions, RunSpec, TrainSettings
 from harness.models.weights import MODELS, resolve
 from harness.request import single_task
 from harness.run import processes, training
+from harness.run.cell import follow
 from harness.run.checkpoint import Checkpoint, read
-from harness.run.follow import follow
 from harness.run.inputs import InputLoader
 from harness.schedule.executor import execute
 from harness.store.records import RecordStore

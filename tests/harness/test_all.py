@@ -9,11 +9,13 @@ import pytest
 
 from harness.accuracy import AccuracyPlan
 from harness.command_line import parse
+from harness.show.data import TableData
 from harness.speed.table import MeasuredPlan
 from harness.tables import table_names
 from harness.tables.all import TABLES, _AllPlan
-from harness.tables.show.data import TableData
 from reproduce import main
+
+pytestmark = pytest.mark.long
 
 OPTIONS = ("--device", "cpu", "--render-only")
 

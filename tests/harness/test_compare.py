@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.numbers.comparison import LONG_COLUMNS, compare, load_reported
 from harness.paper.reported import REPORTED_CSV
 from harness.store.records import RunRecord
-from harness.tables.numbers.comparison import LONG_COLUMNS, compare, load_reported
 from tasks import TASK_NAMES
 
 from .builders import make_record, make_spec
@@ -144,7 +144,7 @@ def test_reported_numbers_are_the_papers() -> None:
 
 def test_a_value_that_is_no_number_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     path = tmp_path / "reported.csv"
-    monkeypatch.setattr("harness.tables.numbers.comparison.REPORTED_CSV", path)
+    monkeypatch.setattr("harness.numbers.comparison.REPORTED_CSV", path)
     path.write_text(REPORTED_CSV.read_text().replace(",43.2,", ",forty,", 1))
     with pytest.raises(ValueError, match="row 4, column value: got 'forty', expected a number"):
         load_reported("1")

@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from harness.numbers.comparison import LONG_COLUMNS
+from harness.show.data import TableData
 from harness.speed.records import MeasureRecord
 from harness.speed.spec import MeasureSpec
 from harness.speed.table import MeasuredPlan
-from harness.tables.numbers.comparison import LONG_COLUMNS
-from harness.tables.show.data import TableData
 
 from .measure_builders import make_measure_record, make_plan
 

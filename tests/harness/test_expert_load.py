@@ -12,9 +12,9 @@ import pytest
 from harness.accuracy import AccuracyPlan
 from harness.cells.spec import RunSpec
 from harness.command_line import parse
+from harness.numbers.expert_load import layer_std, load_std, shares, specialisation
 from harness.schedule.executor import Outcome
 from harness.store.records import RunRecord
-from harness.tables.numbers.expert_load import layer_std, load_std, shares, specialisation
 
 from .builders import make_record
 from .test_render import row

@@ -10,11 +10,11 @@ import pytest
 
 from harness.cells.presets import get_preset
 from harness.models.shapes import SHAPES, build_meta
+from harness.numbers.comparison import load_reported
 from harness.paper.reported import REPORTED_CSV
 from harness.request import Request
 from harness.run.cell import add_adapter, count_parameters
 from harness.run.parameters import count_cell
-from harness.tables.numbers.comparison import load_reported
 from reproduce import main
 
 #: Percent of the nominal size, to the digits that protocol and tables give.

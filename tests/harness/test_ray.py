@@ -20,6 +20,8 @@ from harness.store.files import OutputError
 from harness.store.records import RecordStore
 from reproduce import main
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ("--tasks", "arc-e", "--methods", "lora,mixlora", "--limit-train", "64", "--limit-eval", "8")
 # Of a table, what is another's whenever it is run.
@@ -122,7 +124,7 @@ def test_without_ray_it_is_one_line(
     arguments = ["--tasks", "arc-e", "--methods", "base", "--executor", "ray"]
     assert main([*arguments, "--output", str(tmp_path)]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "reproduce.py: --executor ray: ray is not installed; pip install '.[ray]'"
+    assert last == "reproduce.py: --executor ray: ray is not installed; pip install --group ray"
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,12 @@ from typing import Any
 import pandas as pd
 
 from harness.cells.spec import Fingerprints
+from harness.numbers.comparison import LONG_COLUMNS, compare
 from harness.schedule.executor import Outcome
-from harness.store.failures import Failure
-from harness.store.records import RunRecord
+from harness.show.accuracy import render
+from harness.show.data import TableData
+from harness.store.records import Failure, RunRecord
 from harness.tables.main import TABLE
-from harness.tables.numbers.comparison import LONG_COLUMNS, compare
-from harness.tables.show.accuracy import render
-from harness.tables.show.data import TableData
 from tasks import TASK_NAMES
 
 from .builders import make_record, make_request, make_spec

@@ -18,11 +18,11 @@ from harness.cells.spec import Fingerprints
 from harness.command_line import parse
 from harness.report import write_report
 from harness.schedule.executor import Outcome
+from harness.show.data import TableData
+from harness.show.figures import Line, Panel, draw
 from harness.speed.table import MeasuredPlan
-from harness.store.failures import Failure
+from harness.store.records import Failure
 from harness.tables import get_table
-from harness.tables.show.data import TableData
-from harness.tables.show.figures import Line, Panel, draw
 from reproduce import main
 
 from .builders import make_record

@@ -13,11 +13,11 @@ from harness.accuracy import AccuracyPlan
 from harness.cells.packing import make_packs
 from harness.cells.spec import RunSpec
 from harness.command_line import parse
+from harness.numbers.comparison import compare
 from harness.schedule.executor import Outcome
+from harness.show.accuracy import render
 from harness.store.records import RunRecord
 from harness.tables import get_table
-from harness.tables.numbers.comparison import compare
-from harness.tables.show.accuracy import render
 
 from .builders import make_record, make_request, make_spec
 from .test_render import row

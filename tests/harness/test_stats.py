@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from harness.tables.numbers.statistics import (
+from harness.numbers.statistics import (
     holm,
     is_collapsed,
     majority_level,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.report import write_report
-from harness.tables.show.data import (
+from harness.show.data import (
     COMPUTED,
     MEASURED,
     REPORTED,

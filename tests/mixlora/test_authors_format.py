@@ -103,7 +103,7 @@ def ffn_by_hand(
 
 
 def by_hand(weights: dict[str, Tensor], top_p: float | None = None) -> Tensor:
-    """Logits of the plain model, with adapted attention weights and with FFNs worked out by hand."""
+    """Logits of the plain model with adapted attention weights and FFNs worked out by hand."""
     model = make_model()
     for index, layer in enumerate(model.model.layers):
         prefix = f"mixlora.layers.{index}"

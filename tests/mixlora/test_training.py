@@ -22,6 +22,8 @@ from mixlora import MixLoraConfig
 from .models import VOCAB, relative_error
 from .test_families import adapted
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "results" / "tiny_base"
 COMMON: dict[str, Any] = {

@@ -66,7 +66,7 @@ def test_fingerprint_sees_every_field_and_the_order() -> None:
 
 
 def test_fingerprint_is_stable_across_processes_and_versions() -> None:
-    # Of no bytes, and of one line of JSON, computed with coreutils' sha256sum.
+    # The hashes of no bytes and of one line of JSON, computed with sha256sum of coreutils.
     example = Example("é", "q", ("x", "y"), ("A", "B"), 1)
     assert fingerprint([]) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert fingerprint([example]) == (

@@ -14,7 +14,8 @@ from tasks.sources import open_source
 
 pytestmark = pytest.mark.shared_data
 
-# Rows as the data's own list of files states them, and the smallest and largest number of options.
+# Number of rows, as the list of files that came with the data states it, and the smallest and the
+# largest number of options.
 FILES = [
     ("arc-e", "train", 2251, 3, 5),
     ("arc-e", "test", 1782, 3, 5),
@@ -48,7 +49,8 @@ def test_every_row_parses(
     for example in examples:
         assert 0 <= example.answer < len(example.options) == len(example.labels)
     answers = Counter(example.answer for example in examples)
-    # Spread evenly but for BoolQ (62 % true); a label read one place off would show here.
+    # Answers are spread evenly, but 62 % of BoolQ's are true. A label that is read one place off
+    # would show here.
     shares = [answers[index] / num_rows for index in range(fewest)]
     if name == "boolq":
         assert shares[0] == pytest.approx(0.62, abs=0.02)

@@ -36,7 +36,7 @@ SIZES: dict[str, Any] = dict(
 
 CONFIGS = {
     "llama": LlamaConfig(num_key_value_heads=2, **SIZES),
-    # Windows shorter than the prompts; in Gemma only some layers have one.
+    # Attention windows shorter than the prompts; in Gemma only some layers have one.
     "mistral": MistralConfig(num_key_value_heads=2, sliding_window=7, **SIZES),
     "gemma2": Gemma2Config(num_key_value_heads=2, head_dim=6, sliding_window=7, **SIZES),
     "gemma3": Gemma3TextConfig(
@@ -73,7 +73,7 @@ def make_prompts(count: int, seed: int, scoring: str) -> list[Prompt]:
         text = " ".join(rng.choices(WORDS, k=rng.randint(1, 12))) + "\nAnswer:"
         options = [f"{rng.choice('ABCD')} " * rng.randint(1, 4) + str(n) for _ in range(3)]
         if n % 3 == 0:
-            options = ["A", "true", "the question the"]  # two of one token
+            options = ["A", "true", "the question the"]  # two options of one token each
         if scoring == "label":
             options = ["A", "B", "C", "D"][: rng.randint(2, 4)]
         continuations = tuple(f" {option}" for option in options)
@@ -82,7 +82,7 @@ def make_prompts(count: int, seed: int, scoring: str) -> list[Prompt]:
 
 
 def slow_scores(model: nn.Module, tokenizer: Any, prompt: Prompt, scoring: str) -> list[float]:
-    """One uncached forward over text and continuation, one row, no padding."""
+    """Returns the scores of one forward per option, without cache, padding or batch mates."""
     scores = []
     start = len(tokenizer(prompt.text)["input_ids"])
     for continuation in prompt.continuations:
@@ -134,7 +134,7 @@ def test_order_and_batch_mates_change_nothing(
 
 
 def count_forwarded(model: Any, run: Callable[[], Any]) -> tuple[list[int], list[int]]:
-    """Returns the sizes (tokens with padding) of all forwards and the positions scored in each."""
+    """Returns the tokens of each forward, padding included, and the positions scored in each."""
     tokens: list[int] = []
     scored: list[int] = []
     inner = model.get_input_embeddings().register_forward_hook(

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from harness.cells.methods import METHOD_TITLES
+from harness.numbers.comparison import AVERAGE
 from harness.store.records import RunRecord
-from harness.tables.numbers.comparison import AVERAGE
 
 from .data import TableData
 from .figures import Line, Panel, draw

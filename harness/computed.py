@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.options import General, Option, options_of
 from harness.run import processes
-from harness.tables.show.data import TableData
+from harness.show.data import TableData
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,7 @@ import pandas as pd
 
 from harness.cells.methods import BASE, METHOD_TITLES
 from harness.cells.spec import OWN
-from harness.options import command
-from harness.paper.reported import place_of
-from harness.request import Request, TableLayout
-from harness.store.outcome import Outcome
-from harness.store.records import RunRecord
-from harness.tables.numbers.comparison import (
+from harness.numbers.comparison import (
     AVERAGE,
     BASELINE,
     MAIN,
@@ -25,7 +20,12 @@ from harness.tables.numbers.comparison import (
     REPORTED_TOLERANCE,
     metrics_of,
 )
-from harness.tables.numbers.statistics import COLLAPSED_SHARE
+from harness.numbers.statistics import COLLAPSED_SHARE
+from harness.options import command
+from harness.paper.reported import place_of
+from harness.request import Request, TableLayout
+from harness.store.outcome import Outcome
+from harness.store.records import RunRecord
 from tasks import get_task
 
 from .data import (
@@ -64,7 +64,7 @@ def render(
         request: what the user asked for: the rows and columns, whether they are filled or not.
         lines: the pairs of method and setting that have cells.
         outcome: what became of the cells.
-        frame: the numbers, from `harness.tables.numbers.comparison.compare`.
+        frame: the numbers, from `harness.numbers.comparison.compare`.
         statuses: for each cell that failed or was left to another shard, "failed", "OOM" or
             "not run", by (model, method, setting, task).
     """
@@ -96,7 +96,7 @@ class _Grid:
     """Looks the numbers up by (source, model, method, setting, task, metric).
 
     Args:
-        frame: the numbers, from `harness.tables.numbers.comparison.compare`.
+        frame: the numbers, from `harness.numbers.comparison.compare`.
         asked: the table.
         request: what the user asked for.
         asked_lines: the pairs of method and setting that have cells.

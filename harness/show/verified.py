@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from harness.store.outcome import Verified
 
 from .data import Block, Cell, TableData
-
-if TYPE_CHECKING:
-    from harness.schedule.verify import Verified
 
 #: How many of a record's differences are shown.
 _SHOWN = 3
