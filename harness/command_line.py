@@ -10,27 +10,31 @@ the first does as above, the others follow it.
 from __future__ import annotations
 
 import argparse
+import logging
 import shlex
 import sys
 from typing import Any, NoReturn
 
-from .messages import redacted, short
+from .messages import setup_logging, short
 from .options import General, add_arguments
 from .run import processes
 from .store.files import OutputError, check_writable
 from .store.stopping import Stopped, stoppable
 from .tables import Table, get_table, table_names
 
+logger = logging.getLogger(__name__)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    setup_logging()
     try:
         with stoppable(), processes.joined() as follows:
             if not follows:
                 return _run(arguments)
             # Imported here because it loads torch.
-            from .run.follow import follow
+            from .run.cell import follow
 
             follow()
             return 0
@@ -50,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _say(line: str) -> None:
     # Said once by several processes, and in one line: names of files can hold anything but NUL.
     if processes.rank() == 0:
-        print(short(redacted(line)), file=sys.stderr)
+        logger.error("%s", short(line))
 
 
 def _run(arguments: list[str]) -> int:
@@ -69,7 +73,7 @@ def _run(arguments: list[str]) -> int:
         from .report import write_report
 
         paths.append(write_report(general.output))
-    print("written: " + ", ".join(map(str, paths)), file=sys.stderr)
+    logger.info("written: %s", ", ".join(map(str, paths)))
     return 1 if rendered.failed else 0
 
 

@@ -18,9 +18,8 @@ from harness.messages import redacted
 from harness.models.files import WeightsError, weight_files
 from harness.report import write_report
 from harness.schedule.executor import execute
-from harness.store.failures import FailureStore
 from harness.store.files import load_record, save_record
-from harness.store.records import RecordStore, RunRecord
+from harness.store.records import FailureStore, RecordStore, RunRecord
 from tests.harness.builders import make_record, make_spec
 from tests.harness.test_executor import cells, loader
 from tests.test_processes import Grid
@@ -52,6 +51,7 @@ def not_allowed(events: list[tuple[str, str]], folders: list[Path]) -> list[tupl
     return found
 
 
+@pytest.mark.long
 def test_a_run_writes_into_its_output_and_caches_and_connects_to_nothing(
     tmp_path: Path,
 ) -> None:
@@ -151,6 +151,7 @@ def test_the_output_itself_may_be_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "real" / "tables" / "main.md").exists()
 
 
+@pytest.mark.long
 def test_files_that_are_links_are_replaced_not_followed(tmp_path: Path, victim: Path) -> None:
     first = Grid(tmp_path / "first")
     first.output.mkdir(parents=True)
@@ -169,6 +170,7 @@ def test_files_that_are_links_are_replaced_not_followed(tmp_path: Path, victim: 
     assert all(path.suffix == ".damaged" for path in links) and len(files) > 15
 
 
+@pytest.mark.long
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path, victim: Path) -> None:
     grid = Grid(tmp_path)
     assert grid.run()[0] == 0
@@ -187,12 +189,12 @@ def test_names_within_records_name_no_files(
     spec = dataclasses.replace(make_spec(), model=name, method=name, eval_tasks=(name,))
     record = make_record(spec, [0], [0])
     RecordStore(output).save(record)
-    FailureStore(output).save(spec, record.fingerprints, ValueError(name))
+    FailureStore(output).note(spec, record.fingerprints, ValueError(name))
     assert sorted(path.stem for path in output.rglob("*.*")) == [record.id] * 3
     # A record that claims to be another one is set aside in its own folder.
     path = output / "records" / "a.json"
     save_record(path, record.to_json() | {"id": name})
-    assert load_record(path, RunRecord.from_json) is None
+    assert load_record(path, RecordStore.parse) is None
     assert path.with_name("a.json.damaged").exists()
     # Provenance names tables and figures; the report shows only those that lie in their folders.
     assert reproduce.main(["--table", "params", "--output", str(output)]) == 0
@@ -292,14 +294,14 @@ def test_other_text_stays(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failure_tells_no_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run_pack(*arguments: Any) -> Iterator[RunRecord]:
+    def run_job(*arguments: Any) -> Iterator[RunRecord]:
         try:
             raise OSError(f"GET with Authorization: Bearer {SECRET}")
         except OSError as error:
             raise RuntimeError(f"no file at https://me:{SECRET}@example.org/") from error
         yield
 
-    monkeypatch.setattr("harness.run.cell.run_pack", run_pack)
+    monkeypatch.setattr("harness.run.cell.run_job", run_job)
     outcome = execute(cells(methods=["lora"]), loader(), RecordStore(tmp_path), fresh=False)
     ((_, failure),) = outcome.failed.items()
     assert failure.reason.startswith("RuntimeError: no file at https://***@example.org/")

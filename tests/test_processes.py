@@ -19,6 +19,8 @@ import pytest
 
 from harness.store.records import RecordStore
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 GRID = ("--tasks", "arc-e,obqa", "--methods", "lora,dora,mixlora")
 CELLS = 6
@@ -38,7 +40,7 @@ class Grid:
     def start(
         self, mode: str = "run", *arguments: str, prepare: Callable[[], None] | None = None
     ) -> subprocess.Popen[str]:
-        line = [sys.executable, "-m", "tests.results.stand_in", str(self.log), mode]
+        line = [sys.executable, "-m", "tests.harness.stand_in", str(self.log), mode]
         line += [*GRID, "--output", str(self.output), *arguments]
         pipe = subprocess.PIPE
         return subprocess.Popen(

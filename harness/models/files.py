@@ -6,7 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
-# What a model is beside its weights: another activation or tokenizer gives other numbers.
+#: Files beside the weights that make the model what it is: with another activation function or
+#: tokenizer it gives other numbers.
 _COMPANIONS: tuple[str, ...] = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _COMPANIONS += (
     "tokenizer.model",
@@ -61,8 +62,8 @@ def digest(path: Path, files: list[Path]) -> str:
     """SHA-256 of the weights and, in a directory, of what is beside them.
 
     Args:
-        path: As `weight_files` gives it; a GGUF file has all within.
-        files: Of the weights.
+        path: The path that `weight_files` gives. A GGUF file has everything within it.
+        files: The files of the weights.
 
     Raises:
         WeightsError: A file cannot be read.
@@ -76,7 +77,7 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{index}: not an index with a weight_map: {error!r}") from error
     for name in names:
-        # An index is not ours: it names files beside it, and no others.
+        # An index comes from somebody else. It may name files beside it, and no others.
         if not isinstance(name, str) or Path(name).name != name:
             raise WeightsError(f"{index}: {name!r} is no file's name; one beside it is expected")
         if not (index.parent / name).is_file():

@@ -1,4 +1,4 @@
-"""Quantised frozen weights, by bitsandbytes. Loads no torch before a model is to be loaded."""
+"""Quantised frozen weights, by bitsandbytes. torch is loaded with the model, not before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ QUANTIZATIONS = ("4bit", "8bit")
 
 
 def check_quantize(quantize: str | None) -> None:
-    """Whether weights can be quantised so; None, for none, always.
+    """Refuse a quantisation that cannot be had; None, for none, can always be had.
 
     Raises:
         ValueError: The name is unknown, or bitsandbytes is not installed.
@@ -27,11 +27,13 @@ def check_quantize(quantize: str | None) -> None:
 
 
 def quantize_options(quantize: str | None, dtype: str, device: str) -> dict[str, Any]:
-    """Arguments for ``from_pretrained``: the linear layers but the head are quantised as they are
-    loaded, on the device where they are to stay, and compute in `dtype`.
+    """Returns arguments of ``from_pretrained`` that quantise a model as it is loaded.
+
+    All linear layers but the head are quantised, on the device where they are to stay. They compute
+    in `dtype`.
 
     Raises:
-        ValueError: As `check_quantize`.
+        ValueError: See `check_quantize`.
     """
     check_quantize(quantize)
     if quantize is None:
@@ -39,7 +41,7 @@ def quantize_options(quantize: str | None, dtype: str, device: str) -> dict[str,
     import torch
     from transformers import BitsAndBytesConfig
 
-    # At every 8-bit layer it warns that inputs are quantised, as LLM.int8 does.
+    # Otherwise bitsandbytes warns at every 8-bit layer that its inputs are quantised.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     config = BitsAndBytesConfig(load_in_8bit=True)
     if quantize == "4bit":

@@ -179,7 +179,7 @@ def build_meta(name: str, num_layers: int | None = None) -> PreTrainedModel:
         num_layers: Layers to keep, None for all of them.
 
     Raises:
-        ValueError: As `build_config`.
+        ValueError: See `build_config`.
     """
     config = build_config(name, num_layers)
 

@@ -26,7 +26,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 TINY_BASE = Path(__file__).parents[2] / "tasks" / "miniature" / "model"
 
-# What a model needs from its hub repository. Pickled weights and GGUF copies stay there.
+#: What is downloaded of a model's hub repository; pickled weights and GGUF copies are not.
 _HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja"]
 
 
@@ -123,7 +123,7 @@ def load_model(
     """Loads a causal language model, in eval mode, and its tokenizer, which has a pad token.
 
     Args:
-        weights: From `resolve`.
+        weights: What `resolve` returned.
         dtype: One of `DTYPES`; the weights are converted to it whatever they are stored in.
         device: "cpu", "cuda", "cuda:N", "mps", or "auto" (see `resolve_device`).
         quantize: "4bit", "8bit", or None to leave the weights in `dtype`.
@@ -145,7 +145,7 @@ def load_model(
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise WeightsError(f"{path}: the tokenizer has neither a pad nor an eos token")
-        # Any token does: padded positions are masked in attention and in every loss.
+        # Any token will do, because padding is masked in attention and in every loss.
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
 
@@ -193,7 +193,8 @@ def _from_hub(model: ModelSource, hub_id: str) -> ResolvedWeights:
             snapshot = snapshot_download(hub_id, local_files_only=True, **wanted)
             path, _ = weight_files(Path(snapshot))
         except (LocalEntryNotFoundError, WeightsError):
-            # Asked first because it fails at once; the download retries for half a minute.
+            # This request comes first because it fails at once; the download tries again for half
+            # a minute.
             HfApi().model_info(hub_id, revision=model.revision, timeout=20)
             path, _ = weight_files(Path(snapshot_download(hub_id, **wanted)))
     except (OSError, HTTPError) as error:
@@ -228,11 +229,11 @@ def _read(
             **model_options,
         )
     except Exception as error:
-        # Four libraries parse these files; a damaged one gives a different exception in each.
+        # Four libraries parse these files, and each raises another exception at a damaged one.
         where = directory / (gguf_file or "")
         raise WeightsError(f"cannot load {where}: {_describe(error)}") from error
     model, report = loaded
-    # transformers fills what a checkpoint lacks with random numbers and only logs it.
+    # transformers fills missing weights with random numbers and only logs that.
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise WeightsError(f"{directory} lacks {len(missing)} of the weights, as {missing[0]}")
@@ -267,7 +268,7 @@ def _dequantised(gguf_file: Path, fingerprint: str) -> Path:
 
 
 def _without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a model that can be saved: one read from GGUF stays marked quantised."""
+    """The same weights in a model that can be saved; one read from GGUF is marked as quantised."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,15 +1,15 @@
-"""Where the training of a pack has got to: one file, from which a killed run goes on, bit for bit.
+"""How far the training of a job has come: one file, from which a killed run goes on bit for bit.
 
-The Trainer's own checkpoints are directories that a kill can leave half written; they know one
-adapter's weights, and nothing of the losses and counts that a record holds. Ours are one file,
-renamed when it is whole, with everything that the rest of the training depends on.
+The Trainer's own checkpoints are directories, which a kill can leave half written; they hold the
+weights of one adapter, and not the losses and counts that a record holds. Ours is one file, renamed
+when it is whole, with everything that the rest of the training depends on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
-import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,16 +17,18 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
-from tqdm import tqdm
 
 from ..messages import first_line
 from ..store.files import atomic_file, remove_remains
 from . import processes
 
+logger = logging.getLogger(__name__)
+
 
 class Stateful(Protocol):
-    """What is kept beside weights and optimizer: counts, losses, clocks."""
+    """Something that is kept beside weights and optimizer: counts, losses, clocks."""
 
     def state_dict(self) -> Any:
         """Tensors and plain types in dicts and lists."""
@@ -37,14 +39,15 @@ class Stateful(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The last checkpoint of a pack, and when the next is due.
+    """The last checkpoint of a job, and when the next is due.
 
     Attributes:
         path: Its file.
-        every: Steps from one to the next, and one at the end; 0 writes none.
+        every: Number of steps from one checkpoint to the next, with one more at the end of the
+            training; 0 writes none.
         made_by: What must be the same for the rest of the training to give the same numbers:
             versions, hardware, accumulation.
-        others: What is kept in it beside weights, optimizer and random state.
+        others: Name -> what is kept in it beside weights, optimizer and random state.
     """
 
     path: Path
@@ -53,19 +56,19 @@ class Checkpoint:
     others: Mapping[str, Stateful] = field(default_factory=dict)
 
     def keeping(self, **others: Stateful) -> Checkpoint:
-        """The same, with these kept as well."""
+        """The same checkpoint, with these kept as well."""
         return dataclasses.replace(self, others={**self.others, **others})
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether one is to be written after a step."""
+        """Whether a checkpoint is to be written after a step."""
         return self.every > 0 and (step % self.every == 0 or step == steps)
 
     def save(self, step: int, model: nn.Module, optimizer: Any, device: torch.device) -> None:
-        """Write everything that the steps after this one depend on; if it fails, that is said.
+        """Write everything that the steps after this one depend on; log it if that fails.
 
-        Of several processes all must be in that step; the first one writes.
+        Of several processes all must be in that step, and the first one writes.
         """
-        random, *others_random = processes.gathered(_random_state(device))
+        random, *others_random = gather_object([_random_state(device)])
         state = {
             "made_by": dict(self.made_by),
             "step": step,
@@ -81,14 +84,15 @@ class Checkpoint:
             remove_remains(self.path)
             with atomic_file(self.path) as file:
                 torch.save(state, file)
-        # A full disk is the one or the other, as torch has it. Training can do without.
+        # torch makes either of the two of a full disk. The training goes on without.
         except (OSError, RuntimeError) as error:
             why = first_line(error)
-            tqdm.write(f"warning: no checkpoint of step {step}: {why}", file=sys.stderr)
+            logger.warning("warning: no checkpoint of step %d: %s", step, why)
 
     def load(self) -> dict[str, Any] | None:
-        """What was saved last; None without it, or if it cannot be used, which is said."""
-        return processes.from_first(self._load)
+        """What was saved last; None without it, or if it cannot be used, which is logged."""
+        state = self._load() if processes.rank() == 0 else None
+        return broadcast_object_list([state])[0]
 
     def _load(self) -> dict[str, Any] | None:
         state = read(self.path)
@@ -98,7 +102,11 @@ class Checkpoint:
         return state
 
     def restore(self, state: Mapping[str, Any], model: nn.Module) -> None:
-        """Put the weights and all the others where they were; optimizer and random state wait."""
+        """Restore the weights and all that is kept beside them.
+
+        The optimizer and the random state are restored later, when there is an optimizer and when
+        the first step begins (`restore_random_state`).
+        """
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for name, value in state["weights"].items():
@@ -124,7 +132,7 @@ def read(path: Path) -> dict[str, Any] | None:
     if not os.path.lexists(path):
         return None
     try:
-        # torch writes sums of its parts, but does not look at them when it reads.
+        # torch writes a checksum of every part, but does not compare them when it reads.
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
         if damaged is not None:
@@ -133,7 +141,7 @@ def read(path: Path) -> dict[str, Any] | None:
         if not isinstance(state, dict) or state.keys() != _PARTS:
             raise zipfile.BadZipFile("not a checkpoint")
         return state
-    # A damaged file gives a different exception for every place that is hit.
+    # The exception depends on which bytes of the file are damaged.
     except Exception as error:
         _discard(path, f"cannot be read ({type(error).__name__})")
         return None
@@ -150,7 +158,7 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
 
 
 def _random_state(device: torch.device) -> dict[str, Any]:
-    # Dropout's masks are all that training draws, on the device or on the CPU.
+    # Dropout masks are all that training draws, on the device or on the CPU.
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         state[device.type] = torch.get_device_module(device).get_rng_state()
@@ -161,6 +169,6 @@ def _discard(path: Path, why: str) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        # A folder has its name: training can do without.
+        # For example, a folder of that name. The training goes on without.
         why += f", nor removed ({error.strerror})"
-    tqdm.write(f"checkpoint {path.name}: {why}; its training begins anew", file=sys.stderr)
+    logger.warning("checkpoint %s: %s; its training begins anew", path.name, why)

@@ -1,9 +1,9 @@
 """Scores a cell's prompts with lm-evaluation-harness, for ``--evaluator lm-eval``.
 
-The same model, tokenizer, prompts and rows as `tasks.scoring`, and lm-eval's requests, scoring and
-metrics. The two can differ in three points: in label scoring lm-eval adds up all tokens of a label,
-ours takes the first (Llama's, Gemma's and SmolLM's labels are one token); a row over the cutoff
-loses its BOS in lm-eval; and lm-eval leaves what a tokenizer puts behind a text (EOS) where it is.
+Model, tokenizer, prompts and rows are those of `tasks.scoring`; requests, scoring and metrics are
+lm-eval's. The two can differ in three points. In label scoring lm-eval adds up all tokens of a
+label, and ours takes the first (Llama's, Gemma's and SmolLM's labels are one token). A row over the
+cutoff loses its BOS token in lm-eval. And lm-eval keeps what a tokenizer puts behind a text (EOS).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def score_with_lm_eval(
             tokenizer=tokenizer,
             batch_size=_BATCH_SIZE,
             max_length=cutoff,
-            # Its default, the model's dtype, makes ties in half precision.
+            # lm-eval's default is the model's dtype, which makes ties in half precision.
             softmax_dtype="float32",
         )
         tasks = TaskManager(include_defaults=False).load([_task(rows)])
@@ -85,7 +85,7 @@ def score_with_lm_eval(
 
 @contextmanager
 def _only_errors() -> Iterator[None]:
-    """lm-eval warns of what is as it should be: a model that is loaded, a task made in code."""
+    """Hide lm-eval's warnings about a model that is loaded already and a task made in code."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from mixlora import ExpertLoad
@@ -15,19 +16,20 @@ from . import processes
 
 
 def counting(model: Any, spec: RunSpec) -> AbstractContextManager[ExpertLoad | None]:
-    """Counts while the block lasts, if the cell asks for it."""
+    """Counts the experts' tokens while the block lasts, if the cell asks for it."""
     return ExpertLoad(model) if spec.expert_load else nullcontext()
 
 
 class LoadLog:
-    """Takes the counts ten times over a training, and at its end, of all processes together.
+    """Takes the counts ten times over a training and at its end, of all processes together.
 
     Args:
-        load: Counting now.
-        adapter_names: Of the adapters trained.
+        load: The counter, which is counting.
+        adapter_names: Names of the adapters trained.
 
     Attributes:
-        entries: Adapter name -> [{"step", "counts"}], counts (layers, E) since the step before.
+        entries: Adapter name -> [{"step", "counts"}], the counts of shape (layers, E)
+            since the entry before.
     """
 
     def __init__(self, load: ExpertLoad, adapter_names: Sequence[str]) -> None:
@@ -52,8 +54,8 @@ class LoadLog:
 
 
 def _total(counts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Of all processes, of which one that had no rows has no counts."""
+    """The sums over all processes; one that had no rows has no counts."""
     own: dict[str, Tensor] = {}
-    for each in processes.gathered(counts):
+    for each in gather_object([counts]):
         own |= {name: own[name] + more if name in own else more for name, more in each.items()}
     return own

@@ -1,4 +1,4 @@
-"""Running out of memory: said with the batch it happened in, and what was taken given back."""
+"""Running out of memory: the batch it happened in is named, and the memory is given back."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 import torch
 
-from harness.speed.profiling import is_out_of_memory
+from harness.speed.profiling.fresh_process import is_out_of_memory
 
 from ..messages import first_line
-from ..store.failures import OutOfMemory
+from ..store.records import OutOfMemory
 
 
 class BatchTooLarge(OutOfMemory):
@@ -25,11 +25,11 @@ def naming_out_of_memory(
     """Turn every way in which memory runs out in the block into one exception.
 
     Args:
-        where: Called then; what was being computed, with the size of its batch.
-        kind: Of the exception.
+        where: Called then; says what was being computed, with the size of its batch.
+        kind: Class of the exception.
 
     Raises:
-        OutOfMemory: With what torch or Python said, in one line.
+        OutOfMemory: Memory ran out; the message has what torch or Python said, in one line.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def naming_out_of_memory(
 
 
 def release_memory() -> None:
-    """Give back what an exception's frames held; it must be gone already."""
+    """Give back memory that frames of an exception held; the exception must be gone already."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

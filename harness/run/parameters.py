@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-#: What is left of a method without its DoRA magnitudes.
+#: Method with DoRA -> the same method without DoRA's magnitudes.
 _WITHOUT_MAGNITUDES = {"dora": "lora", "mixdora": "mixlora"}
 
 
@@ -25,26 +25,28 @@ def count_cell(spec: RunSpec) -> tuple[int, int]:
 
 
 def count_paper(model: str, method: str, rank: int) -> tuple[int, int]:
-    """(trainable, frozen) of a model of the paper's, with Table 3's settings at a rank.
+    """(trainable, frozen) parameters of one of the paper's models, with Table 3's settings.
 
     Args:
         model: Key of `SHAPES`.
         method: Name in `harness.cells.methods`.
-        rank: Of the adapters; lora_alpha, which counts for nothing here, is twice that.
+        rank: Rank of the adapters. lora_alpha, on which no count depends, is twice that.
     """
     adapter = get_preset("paper").adapters[method] | {"r": rank, "lora_alpha": 2 * rank}
     return _count(model, method, tuple(sorted(adapter.items())))
 
 
 def count_magnitudes(model: str, method: str, rank: int) -> int:
-    """Of `count_paper`'s trainable parameters, those that are DoRA magnitudes."""
+    """How many of `count_paper`'s trainable parameters are DoRA magnitudes."""
     plain = _WITHOUT_MAGNITUDES.get(method, method)
     return count_paper(model, method, rank)[0] - count_paper(model, plain, rank)[0]
 
 
 def paper_percent(model: str, method: str, rank: int) -> float:
-    """A "# Params" cell: parameters in percent of the model's nominal size, DoRA's magnitudes left
-    out, which the paper does not count (and the released code does not train).
+    """A "# Params" cell: parameters in percent of the model's nominal size.
+
+    DoRA's magnitudes are left out: the paper does not count them (and the released code does not
+    train them).
 
     Raises:
         ValueError: The model is not one of the paper's.
@@ -66,8 +68,8 @@ def _count(
     frozen = sum(parameter.numel() for parameter in model.parameters())
     if method == BASE:
         return 0, frozen
-    # Adapters sit in the decoder layers alone, which are all alike: one of them tells, and putting
-    # adapters into forty takes PEFT ten seconds.
+    # Adapters are in the decoder layers alone, which are all alike, so one layer is enough. PEFT
+    # would take ten seconds for forty.
     trainable, _ = count_parameters(add_adapter(_build(model_name, 1), method, dict(adapter)))
     return trainable * model.config.num_hidden_layers, frozen
 

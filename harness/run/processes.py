@@ -1,38 +1,51 @@
-"""Several processes that train a cell together, as torchrun or accelerate launch start them.
+"""Several processes that train a cell together, as torchrun or ``accelerate launch`` start them.
 
-The first leads: it alone plans, locks, scores, writes and prints, and tells the others what to
-train (`tell`, `told`). What they do together they do in blocks of `together`: every exchange within
-begins with a word of each on whether it has failed, so that a failure in one is raised in all, and
-nobody waits for a process that has given up. That is also why torch's DDP is not used: its
-exchanges are hidden in the backward pass, where a process that has run out of memory leaves the
-others waiting. A process alone leads none, and everything here does nothing.
+How a training step is divided and gradients are added up is accelerate's (DDP), through the
+Trainer. Here is what accelerate leaves open:
 
-torch is loaded where there are several processes only.
+- The first process leads. It alone plans, locks, scores, writes and prints, and calls the others
+  for each training (`together`, `follow`), which may be hours later. accelerate can only have them
+  wait in an exchange, and an exchange that takes longer than the timeout counts as a failure.
+- A failure in one process must fail the cell in all, with its reason, and the next cell must run.
+  accelerate has nothing for this: the other processes are left in the all-reduce of DDP's backward
+  pass, and when that ends in an error, the group of processes cannot be used again. So each
+  training has a group of its own. A process that fails writes its reason where all can read it and
+  leaves the group. That breaks the exchange which the others wait in, with gloo at once and with
+  NCCL after `TIMEOUT` at the latest, and they find the reason.
+
+Calls and reasons are kept in the key-value store that every launcher of torch provides. Outside of
+a training, every process is a process alone for all libraries: the launcher's variables are hidden.
+A process that was started alone leads nobody; then nothing here does anything, nor loads torch.
 """
 
 from __future__ import annotations
 
+import gc
+import json
+import logging
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..cells.spec import TrainSettings
 from ..messages import first_line
-from ..store.failures import OutOfMemory
+from ..store.records import OutOfMemory
 
-if TYPE_CHECKING:
-    from torch import Tensor
+logger = logging.getLogger(__name__)
 
-# Of torchrun; hidden from transformers and accelerate, which would divide things once more.
-_ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+#: How long the processes wait for each other in a training, at most.
+TIMEOUT = timedelta(minutes=30)
 
-# A follower waits for the first process to score a cell, or for a lock. One that has died is
-# noticed by its connections.
-_PATIENCE = timedelta(days=365)
+#: Variables of a launcher that tell libraries that there are several processes.
+_LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+#: What the first process says when there is nothing more to train.
+_END = "end"
 
 
 class ProcessLost(Exception):
@@ -40,116 +53,63 @@ class ProcessLost(Exception):
 
 
 class OtherProcessFailed(RuntimeError):
-    """What was done together has failed in another process; says what that said."""
+    """A training has failed in another process; the message is what that process said."""
 
 
 @dataclass
-class _Group:
-    """The processes.
+class _State:
+    """The processes, as this one knows them.
 
     Attributes:
-        count: How many.
-        rank: Which one this is, from 0.
-        gpus: How many GPUs each sees, 0 or 1.
-        raised: The last failure that all have agreed on.
+        count: Number of processes.
+        rank: Number of this process, from 0.
+        environment: What the launcher has set of `_LAUNCHED`.
+        store: torch's key-value store, shared by all processes.
+        trainings: Number of trainings that were begun.
     """
 
     count: int = 1
     rank: int = 0
-    gpus: tuple[int, ...] = ()
-    raised: Exception | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    store: Any = None
+    trainings: int = 0
 
 
-_group = _Group()
+_state = _State()
 
 
 def count() -> int:
-    """How many processes there are."""
-    return _group.count
+    """Number of processes."""
+    return _state.count
 
 
 def rank() -> int:
-    """Which one this is, from 0."""
-    return _group.rank
-
-
-@contextmanager
-def joined() -> Iterator[bool]:
-    """Be together with the others while the block lasts, if the environment says there are some.
-
-    Each process sees one GPU from then on, its own, and is one process alone for all libraries.
-
-    Yields:
-        Whether this process follows another.
-
-    Raises:
-        ValueError: They are set up for something that changes what a cell is.
-        ProcessLost: They cannot be reached.
-    """
-    size = int(os.environ.get("WORLD_SIZE") or 1)
-    if size == 1:
-        yield False
-        return
-    _group.count, _group.rank = size, int(os.environ["RANK"])
-    _check_accelerate()
-    _join()
-    try:
-        yield _group.rank > 0
-    except (KeyboardInterrupt, ProcessLost):
-        # The others may be anywhere; they notice by their connections.
-        raise
-    except BaseException:
-        _leave()
-        raise
-    else:
-        _leave()
-
-
-def _join() -> None:
-    import torch
-
-    # Its functions keep the group there is when it is loaded as a default argument, and the threads
-    # of a group that is kept run into the end of the interpreter, which aborts the process. What
-    # trains loads it sooner or later: here there is no group yet.
-    import torch.distributed.nn
-    from torch import distributed
-
-    _take_gpu(int(os.environ.get("LOCAL_RANK") or 0), torch.cuda.device_count())
-    gpus = torch.cuda.device_count()
-    with _reached():
-        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        distributed.init_process_group(backend, timeout=_PATIENCE)
-        for name in _ENVIRONMENT:
-            os.environ.pop(name, None)
-        _group.gpus = tuple(_gathered(gpus))
-
-
-def _leave() -> None:
-    from torch import distributed
-
-    if _group.rank == 0:
-        tell(None)
-    distributed.destroy_process_group()
+    """Number of this process, from 0."""
+    return _state.rank
 
 
 def check_training(train: TrainSettings, device: str) -> None:
-    """See that the processes get equal parts of a training step, and a device each.
+    """Refuse steps that do not divide into equal parts, and processes without a device.
 
     Raises:
-        ValueError: They do not.
+        ValueError: There are such.
     """
     rows = train.micro_batch_size
-    if train.accumulation % _group.count and rows % _group.count:
+    if train.accumulation % _state.count and rows % _state.count:
         raise ValueError(
             f"batch size {train.batch_size}: a step of {train.accumulation} micro-batches of "
-            f"{rows} rows cannot be divided by {_group.count} processes, neither the one number "
+            f"{rows} rows cannot be divided by {_state.count} processes, neither the one number "
             "nor the other"
         )
-    if device == "cuda" and not all(_group.gpus):
-        raise ValueError(
-            f"device 'cuda': {_group.count} processes and {sum(_group.gpus)} GPUs; start one "
-            "process for each GPU (--nproc_per_node), or choose --device cpu"
-        )
+    if device == "cuda" and _state.count > 1:
+        import torch
+
+        local = int(_state.environment.get("LOCAL_WORLD_SIZE", _state.count))
+        if torch.cuda.device_count() < local:
+            raise ValueError(
+                f"device 'cuda': {local} processes and {torch.cuda.device_count()} GPUs; start one "
+                "process for each GPU (--nproc_per_node), or choose --device cpu"
+            )
 
 
 def one_only(what: str) -> None:
@@ -158,178 +118,57 @@ def one_only(what: str) -> None:
     Raises:
         ValueError: There are several.
     """
-    if _group.count > 1:
-        raise ValueError(f"{what} runs in one process, and here are {_group.count}")
-
-
-def tell(job: Any) -> None:
-    """Say to the others what to do, in the first process; None: nothing more."""
-    if _group.count > 1:
-        _from_first(job)
-
-
-def told() -> Any:
-    """What the first process says next, in the others."""
-    return _from_first(None)
+    if _state.count > 1:
+        raise ValueError(f"{what} runs in one process, and here are {_state.count}")
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """What fails in one process while the block lasts fails in all.
+def joined() -> Iterator[bool]:
+    """Know the other processes while the block lasts, if the environment says there are some.
+
+    Yields:
+        Whether this process follows another.
 
     Raises:
-        OtherProcessFailed: In the processes that have not failed themselves, or `OutOfMemory` of
-            the kind that the other has raised: all raise the same kind.
-        ProcessLost: A process is gone.
+        ValueError: They are set up for something that changes what a cell is.
+        ProcessLost: They cannot be reached.
     """
-    if _group.count == 1:
-        yield
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
+        yield False
         return
+    _check_accelerate()
+    _join()
     try:
-        yield
-    except ProcessLost:
+        yield _state.rank > 0
+    except (KeyboardInterrupt, ProcessLost):
+        # The others may be anywhere. They notice when the store is gone, or are stopped as well.
         raise
-    except Exception as error:
-        if error is not _group.raised:
-            _meet(error)
+    except BaseException:
+        _dismiss()
         raise
     else:
-        _meet()
-    finally:
-        _group.raised = None
+        _dismiss()
 
 
-def from_first(make: Callable[[], Any]) -> Any:
-    """What the first process makes, in all; the others make nothing."""
-    if _group.count == 1:
-        return make()
-    made = make() if _group.rank == 0 else None
-    _meet()
-    return _from_first(made)
-
-
-def gathered(value: Any) -> list[Any]:
-    """The values of all processes, in all."""
-    if _group.count == 1:
-        return [value]
-    _meet()
-    return _gathered(value)
-
-
-def add_up(values: Tensor) -> Tensor:
-    """The sum over all processes, in all, bit for bit the same; values are of one shape."""
-    if _group.count == 1:
-        return values
-    from torch import distributed
-
-    _meet(size=values.numel())
-    total = values.detach().clone()
-    with _reached():
-        distributed.all_reduce(total)
-    return total
-
-
-def add_nothing(device: Any) -> None:
-    """Take part in the others' `add_up` until they `pause`, with nothing to add."""
+def _join() -> None:
     import torch
-    from torch import distributed
 
-    while size := _meet():
-        with _reached():
-            distributed.all_reduce(torch.zeros(size, device=device))
+    # Functions in it have the group that exists when it is loaded as a default argument, and so
+    # keep it, with its threads, until the interpreter ends, which may abort the process. Training
+    # loads it sooner or later; here there is no group yet.
+    import torch.distributed.nn
+    from torch.distributed.rendezvous import rendezvous
 
-
-def pause() -> None:
-    """Say that nothing is to be added up for now, to those that add nothing."""
-    if _group.count > 1:
-        _meet()
-
-
-def _meet(error: Exception | None = None, size: int = 0) -> int:
-    """Wait for all, and raise in all if one of them has failed.
-
-    Args:
-        error: Of this process, if it has failed.
-        size: How many numbers it adds up next.
-
-    Returns:
-        The largest of all sizes.
-    """
-    import torch
-    from torch import distributed
-
-    word = torch.tensor([int(error is not None), size])
     with _reached():
-        distributed.all_reduce(word, distributed.ReduceOp.MAX)
-        failed, most = word.tolist()
-        if not failed:
-            return most
-        reports = _gathered(None if error is None else _Report.of(error))
-    # All go by the first that failed, so that all do the same about it.
-    first = next(number for number, report in enumerate(reports) if report is not None)
-    raised = reports[first].as_error(first)
-    if error is not None and first == _group.rank:
-        raised = error
-    _group.raised = raised
-    raise raised
-
-
-@dataclass(frozen=True)
-class _Report:
-    """An exception as it is told to the others, which may not be able to unpickle it."""
-
-    kind: str
-    said: str
-    trace: str
-
-    @classmethod
-    def of(cls, error: Exception) -> _Report:
-        trace = "".join(traceback.format_exception(error))
-        return cls(type(error).__name__, first_line(error), trace)
-
-    def as_error(self, process: int) -> Exception:
-        # Here, because it loads torch.
-        from .memory import BatchTooLarge
-
-        where = f"in process {process + 1} of {_group.count}"
-        for kind in (BatchTooLarge, OutOfMemory):
-            if self.kind == kind.__name__:
-                return kind(f"{self.said} ({where})\n{self.trace}")
-        return OtherProcessFailed(f"{self.kind}: {self.said} ({where})\n{self.trace}")
-
-
-def _gathered(value: Any) -> list[Any]:
-    from torch import distributed
-
-    values: list[Any] = [None] * _group.count
-    with _reached():
-        distributed.all_gather_object(values, value)
-    return values
-
-
-def _from_first(value: Any) -> Any:
-    from torch import distributed
-
-    values = [value]
-    with _reached():
-        distributed.broadcast_object_list(values)
-    return values[0]
-
-
-@contextmanager
-def _reached() -> Iterator[None]:
-    try:
-        yield
-    # Of every backend, whatever the reason.
-    except RuntimeError as error:
-        raise ProcessLost(f"another process is gone ({first_line(error)})") from error
-
-
-def _take_gpu(local_rank: int, num_gpus: int) -> None:
-    """Have this process see its GPU only, before torch has looked."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = list(map(str, range(num_gpus))) if visible is None else visible.split(",")
-    os.environ["CUDA_VISIBLE_DEVICES"] = names[local_rank] if local_rank < len(names) else ""
+        _state.store, _state.rank, _state.count = next(iter(rendezvous("env://")))
+    launched = {name: os.environ.pop(name, None) for name in _LAUNCHED}
+    # accelerate chooses a number of threads where this is not set.
+    launched["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    _state.environment = {name: value for name, value in launched.items() if value is not None}
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(_state.environment.get("LOCAL_RANK", 0)))
+        # Have an exchange that takes too long raise an exception, not end the process.
+        os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
 
 
 def _check_accelerate() -> None:
@@ -348,3 +187,161 @@ def _check_accelerate() -> None:
             f"accelerate is set up for {' and '.join(set_up)}: a cell is trained by data "
             "parallelism in its own dtype; launch it with --multi_gpu --mixed_precision no"
         )
+
+
+def _dismiss() -> None:
+    """Tell the others that there is nothing more to train, and wait until they know."""
+    _call(_END)
+    _wait_for_all(_END)
+
+
+def follow(train: Callable[[Any], object]) -> None:
+    """Train what the first process says, in the others, until it has no more.
+
+    Args:
+        train: Trains a job.
+
+    Raises:
+        ProcessLost: A process is gone.
+    """
+    from .memory import release_memory
+
+    while _next_call() != _END:
+        try:
+            with together(None) as job:
+                train(job)
+        except ProcessLost:
+            raise
+        except Exception as error:
+            logger.debug("the first process writes this down: %s", error)
+        release_memory()
+
+
+@contextmanager
+def together(job: Any) -> Iterator[Any]:
+    """Train in all processes while the block lasts; if it fails in one, it fails in all.
+
+    Args:
+        job: What is trained, in the first process; the others are given it.
+
+    Yields:
+        The first process's job.
+
+    Raises:
+        OtherProcessFailed: The training failed in another process; `OutOfMemory` of the kind that
+            was raised there if memory ran out.
+        ProcessLost: A process is gone.
+    """
+    if _state.count == 1:
+        yield job
+        return
+    from torch import distributed
+
+    _call("train")
+    _state.trainings += 1
+    training = f"training {_state.trainings}"
+    store: Any = distributed.PrefixStore(training, _state.store)
+    raised: BaseException | None = None
+    try:
+        with _group(store):
+            try:
+                jobs = [job]
+                distributed.broadcast_object_list(jobs)
+                yield jobs[0]
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    # The first reason that is written counts: those that it causes come later.
+                    store.compare_set("reason", "", _reason(error))
+                # DDP must be gone before its group is, and frames of the exception have it.
+                each: BaseException | None = error
+                while each is not None:
+                    traceback.clear_frames(each.__traceback__)
+                    each = each.__cause__ or each.__context__
+                raise
+    except Exception as error:
+        raised = error
+    _wait_for_all(training)
+    with _reached():
+        reason = json.loads(store.get("reason")) if store.check(["reason"]) else None
+    if reason is not None and reason[0] != _state.rank:
+        raise _told(*reason)
+    if raised is not None:
+        raise raised
+
+
+@contextmanager
+def _group(store: Any) -> Iterator[None]:
+    """A group of all processes that is torch's default, and accelerate's, while the block lasts."""
+    import torch
+    from accelerate.state import AcceleratorState
+    from torch import distributed
+
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(
+        backend, store=store, rank=_state.rank, world_size=_state.count, timeout=TIMEOUT
+    )
+    os.environ.update(_state.environment)
+    try:
+        yield
+    finally:
+        for variable in _LAUNCHED:
+            os.environ.pop(variable, None)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        gc.collect()
+        distributed.destroy_process_group()
+
+
+def _call(what: str) -> None:
+    """Say what to do next, in the first process."""
+    if _state.rank == 0:
+        with _reached():
+            _state.store.set(f"call {_state.trainings + 1}", what)
+
+
+def _next_call() -> str:
+    """What the first process says next, in the others. It may say nothing for hours."""
+    key = f"call {_state.trainings + 1}"
+    with _reached():
+        # Not by the store's own way to wait, which a signal does not interrupt.
+        while not _state.store.check([key]):
+            time.sleep(0.05)
+        return _state.store.get(key).decode()
+
+
+def _reason(error: Exception) -> str:
+    """An exception as JSON for the other processes: rank, type, first line and traceback."""
+    trace = "".join(traceback.format_exception(error))
+    return json.dumps([_state.rank, type(error).__name__, first_line(error), trace])
+
+
+def _told(rank: int, kind: str, said: str, trace: str) -> Exception:
+    """The exception of another process, of the kinds that something is done about."""
+    # Imported here, because it loads torch.
+    from .memory import BatchTooLarge
+
+    text = f"{said} (in process {rank + 1} of {_state.count})\n{trace}"
+    for known in (BatchTooLarge, OutOfMemory):
+        if kind == known.__name__:
+            return known(text)
+    return OtherProcessFailed(f"{kind}: {text}")
+
+
+def _wait_for_all(what: str) -> None:
+    """Wait until every process is as far as this one.
+
+    Raises:
+        ProcessLost: One is not, after `TIMEOUT`.
+    """
+    keys = [f"{what} is over in process {number}" for number in range(_state.count)]
+    with _reached():
+        _state.store.set(keys[_state.rank], "")
+        _state.store.wait(keys, TIMEOUT)
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    try:
+        yield
+    # Every backend and store raises this, whatever the reason.
+    except RuntimeError as error:
+        raise ProcessLost(f"another process is gone ({first_line(error)})") from error

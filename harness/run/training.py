@@ -6,15 +6,18 @@ import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from mixlora.losses import balanced_over
+
 from ..cells.spec import TrainSettings
-from . import data_parallel, processes
-from .batches import StepCollator, TrainingSet, joint_steps
+from . import processes
+from .batches import StepCollator, TrainingSet, joint_steps, parts_of
 from .checkpoint import Checkpoint, restore_random_state
 from .memory import BatchTooLarge, naming_out_of_memory
 
@@ -24,13 +27,13 @@ class _StepTrainer(Trainer):
 
     The Trainer's own accumulation would count micro-batches and scored tokens over all adapters
     together, of which each may have numbers of its own. Of several processes each computes its
-    part of a step (`data_parallel`).
+    part of a step (`parts_of`), and DDP adds up the gradients.
 
     Args:
-        losses: Adapter name -> the loss of each of its steps, those that are done; added to.
-        done: Steps that are done, before those of the data set.
+        losses: Adapter name -> the losses of its steps that are done; added to.
+        done: Number of steps that are done, before those of the data set.
         settings: How a step is divided.
-        **kwargs: Of `Trainer`.
+        **kwargs: Arguments of `Trainer`.
     """
 
     def __init__(
@@ -58,12 +61,23 @@ class _StepTrainer(Trainer):
             FloatingPointError: A loss is not finite.
         """
         model.train()
-        device = self.args.device
+        rank, count = processes.rank(), processes.count()
         losses: dict[str, list[Tensor]] = defaultdict(list)
-        for micro_batch in data_parallel.own_part(inputs["micro_batches"], self.settings, device):
-            self._shape = micro_batch["input_ids"].shape
-            outputs = model(**self._prepare_inputs(micro_batch))
-            self.accelerator.backward(outputs.loss)
+        parts = parts_of(inputs["micro_batches"], self.settings, rank, count)
+        for part in parts:
+            self._shape = part.inputs["input_ids"].shape
+            with ExitStack() as stack:
+                if part is not parts[-1]:
+                    # DDP adds up gradients in the last backward pass of a step.
+                    stack.enter_context(self.accelerator.no_sync(model))
+                if part.shared:
+                    stack.enter_context(balanced_over(self.model, self._sum))
+                outputs = model(**self._prepare_inputs(part.inputs))
+                # DDP takes the mean over the processes, and the sum is wanted: the losses are
+                # divided by the scored tokens of the whole step already.
+                self.accelerator.backward(outputs.loss * (count if part.counts else 0))
+            if not part.counts:
+                continue
             if len(self.losses) > 1:
                 own = outputs.adapter_losses
             else:
@@ -71,12 +85,11 @@ class _StepTrainer(Trainer):
             for name, loss in own.items():
                 losses[name].append(loss)
 
-        data_parallel.add_up_gradients(model.parameters())
-        total = torch.zeros((), device=device)
-        # A packed adapter may have no rows in a step; of several processes one may have none.
-        for name in losses if processes.count() == 1 else self.losses:
-            parts = losses[name] or [torch.zeros_like(total)]
-            loss = processes.add_up(torch.stack(parts).sum())
+        total = torch.zeros((), device=self.args.device)
+        # A packed adapter may have no rows in a step. There is no packing in several processes,
+        # but a process may have nothing that counts.
+        for name in losses if count == 1 else self.losses:
+            loss = self._sum(torch.stack(losses[name] or [torch.zeros_like(total)]).sum())
             value = loss.item()
             if not math.isfinite(value):
                 whose = f" of {name}" if len(self.losses) > 1 else ""
@@ -86,15 +99,19 @@ class _StepTrainer(Trainer):
             total += loss
         return total
 
+    def _sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.accelerator.reduce(values.detach(), "sum")
+
 
 class _Progress(TrainerCallback):
     """Reports steps, and goes on from and writes checkpoints.
 
     Args:
         on_step: Called with (steps done, steps in all).
-        checkpoint: Where to write, or None.
-        state: The checkpoint that training goes on from, or None.
-        device: Of the model.
+        checkpoint: Where checkpoints are written, or None.
+        state: Content of the checkpoint that training goes on from, or None.
+        device: Device of the model.
     """
 
     def __init__(
@@ -111,12 +128,14 @@ class _Progress(TrainerCallback):
         self.done = 0 if state is None else state["step"]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        data_parallel.draw_apart(args.seed)
+        if processes.rank():
+            # The processes draw different dropout masks; the first one draws those of one alone.
+            torch.manual_seed(args.seed + (processes.rank() << 32))
         if self.state is not None:
             kwargs["optimizer"].load_state_dict(self.state["optimizer"])
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Only now: to begin an epoch draws a number as well.
+        # Not earlier, because the beginning of an epoch draws a random number too.
         if self.state is not None:
             restore_random_state(self.state, self.device)
             self.state = None
@@ -129,7 +148,7 @@ class _Progress(TrainerCallback):
 
 
 class _Losses:
-    """The losses as a checkpoint keeps them."""
+    """The losses of all steps, by adapter, in the form that a checkpoint keeps."""
 
     def __init__(self, adapter_names: Iterable[str]) -> None:
         self.by_adapter: dict[str, list[float]] = {name: [] for name in adapter_names}
@@ -154,23 +173,23 @@ def fine_tune(
     """Train the adapters of a PEFT model in place, the loss on the rows' targets alone.
 
     Several adapters, which must be MixLoRA's, are trained on packed batches: each on its own rows
-    in its own order with its own loss, as it would be alone, but for rounding and dropout masks.
+    in its own order with its own loss, as it would be alone but for rounding and dropout masks.
 
     Args:
-        model: On its device; these adapters, and nothing else, are trainable.
-        sets: Adapter name -> what it is trained on. The first one's seed is dropout's too.
+        model: A PEFT model on its device; these adapters, and nothing else, are trainable.
+        sets: Adapter name -> what it is trained on. The seed of the first is dropout's too.
         settings: Epochs, batch, learning rate.
-        pad_token_id: Of the tokenizer.
+        pad_token_id: The tokenizer's padding token.
         on_step: Called with (steps done, steps in all).
         checkpointing: Recompute activations in the backward pass instead of keeping them: the same
             numbers for less memory and more time.
-        quirks: Of `quirks.QUIRKS`, for the batches.
+        quirks: Names in `harness.cells.quirks.QUIRKS` that concern the batches.
         checkpoint: Where training goes on from, and writes where it has got to.
 
     Returns:
         Adapter name -> {"rows", "truncated", "tokens", "steps", "accumulation", "first_loss",
-        "last_loss"}; losses are means over the first and last tenth of the steps, tokens are of one
-        epoch without padding.
+        "last_loss"}. The losses are means over the first and the last tenth of the steps; tokens
+        are counted over one epoch, without padding.
 
     Raises:
         FloatingPointError: A loss is not finite.
@@ -178,16 +197,6 @@ def fine_tune(
     """
     device = next(model.parameters()).device
     losses = _Losses(sets)
-    state = None
-    if checkpoint is not None:
-        checkpoint = checkpoint.keeping(losses=losses)
-        state = checkpoint.load()
-        if state is not None:
-            checkpoint.restore(state, model)
-    done = 0 if state is None else state["step"]
-    steps = joint_steps(sets, settings)[done:]
-    if not steps:
-        return _facts(sets, losses.by_adapter, settings)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,
@@ -208,26 +217,37 @@ def fine_tune(
             gradient_checkpointing=checkpointing,
             # The reentrant kind would lose the gradient of MixLoRA's auxiliary loss.
             gradient_checkpointing_kwargs={"use_reentrant": False} if checkpointing else None,
+            # Every parameter that is trained has a gradient in every step, the experts' too.
+            ddp_find_unused_parameters=False,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
         )
         # With several GPUs visible the Trainer would silently train with DataParallel.
         arguments._n_gpu = min(arguments.n_gpu, 1)
+        state = None
+        if checkpoint is not None:
+            checkpoint = checkpoint.keeping(losses=losses)
+            state = checkpoint.load()
+            if state is not None:
+                checkpoint.restore(state, model)
+        done = 0 if state is None else state["step"]
+        steps = joint_steps(sets, settings)[done:]
+        if not steps:
+            return _facts(sets, losses.by_adapter, settings)
         trainer = _StepTrainer(
             losses.by_adapter,
             done,
             settings,
             model=model,
             args=arguments,
-            train_dataset=steps,
+            # accelerate deals the items to the processes in turn, so that each has every step.
+            train_dataset=[step for step in steps for _ in range(processes.count())],
             data_collator=StepCollator(pad_token_id, len(sets) > 1, quirks),
             callbacks=[_Progress(on_step, checkpoint, state, device)],
         )
         trainer.remove_callback(PrinterCallback)
-        data_parallel.begin_alike(model)
-        place = naming_out_of_memory(lambda: f"training {trainer.place}", BatchTooLarge)
-        with place, data_parallel.balance(model, settings):
+        with naming_out_of_memory(lambda: f"training {trainer.place}", BatchTooLarge):
             trainer.train()
     return _facts(sets, losses.by_adapter, settings)
 

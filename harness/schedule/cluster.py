@@ -1,12 +1,13 @@
-"""Runs packs as tasks of a Ray cluster (``--executor ray``, extra ``ray``).
+"""Runs jobs as tasks of a Ray cluster (``--executor ray``, extra ``ray``).
 
-A task is what runs here too (`work.settle`): it takes the pack's lock and writes its records to the
-output directory. So the nodes share a file system, with this checkout and the output in the same
-places. A task whose worker is killed is begun again, from its checkpoint where there is one.
+A task does what a process does here (`work.settle`): it takes the job's lock and writes records to
+the output directory. So the nodes must share a file system, with this checkout and the output in
+the same places. A task whose worker is killed is begun again, from its checkpoint if there is one.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -15,43 +16,28 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 from typing import Any
 
-from ..cells.spec import RunOptions
 from ..messages import first_line
-from ..run.inputs import InputLoader
-from ..store.failures import FailureStore, OutOfMemory
 from ..store.files import OutputError
-from ..store.records import RecordStore
+from ..store.records import FailureStore, OutOfMemory, RecordStore
 from ..store.stopping import finishing
 from .progress import Progress
 from .work import POLL_SECONDS, Settled, Work, settle
 
-# A worker that dies more often has a reason.
+#: How often a task is begun again when its worker dies. One that dies more often has a reason.
 _RETRIES = 3
 
 
-def run_on_ray(
-    waiting: Sequence[Work],
-    loader: InputLoader,
-    output: Path,
-    fresh: bool,
-    options: RunOptions,
-    progress: Progress,
-) -> Iterator[Settled]:
-    """Run packs on the cluster of RAY_ADDRESS, or on one started here for as long as it takes.
+def run_on_ray(waiting: Sequence[Work], progress: Progress) -> Iterator[Settled]:
+    """Run jobs on the cluster of RAY_ADDRESS, or on one started here for as long as it takes.
 
     Args:
-        waiting: The packs.
-        loader: For their inputs.
-        output: Where records are kept.
-        fresh: Run cells that had a record as well.
-        options: How they are run.
-        progress: Told when a pack is done.
+        waiting: The jobs.
+        progress: Told when a job is done.
 
     Yields:
-        What became of each pack when it is done.
+        What became of each job when it is done.
 
     Raises:
         ValueError: Ray is not installed, or no node has what a cell needs.
@@ -61,59 +47,61 @@ def run_on_ray(
         raise ValueError("--executor ray: ray is not installed; pip install --group ray")
     import torch
 
-    gpu = any(spec.device == "cuda" for work in waiting for spec in work.ids)
+    options = waiting[0].job.options
+    gpu = any(work.job.spec.device == "cuda" for work in waiting)
     needs = {"CPU": options.cpus_per_cell or torch.get_num_threads(), "GPU": int(gpu)}
     with _cluster(needs) as ray:
         task = ray.remote(max_retries=_RETRIES, num_cpus=needs["CPU"], num_gpus=needs["GPU"])(
             _settle_there
         )
-        shared = ray.put((loader, output.resolve(), fresh, options, os.getcwd(), needs["CPU"]))
-        running = {task.remote(work, shared): work for work in waiting}
+        # All jobs at once, because they share the rows of their cells.
+        there = [dataclasses.replace(work, output=work.output.resolve()) for work in waiting]
+        shared = ray.put((there, os.getcwd(), needs["CPU"]))
+        running = {task.remote(number, shared): number for number in range(len(waiting))}
         said = False
         while running:
-            # Ray makes something else of what a signal raises within it.
+            # A signal that is raised within Ray becomes an exception of Ray's.
             with finishing():
                 done, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             if not done:
                 continue
             (ready,) = done
-            work = running.pop(ready)
-            settled = _result(ray, ready, work, loader, output)
+            number = running.pop(ready)
+            work = waiting[number]
+            settled = _result(ray, ready, work)
             if settled is not None:
-                progress.begin(work)
+                progress.begin(work.job)
                 yield settled
                 continue
             if not said:
-                progress.say_waiting([work])
+                progress.say_waiting([work.job])
                 said = True
             time.sleep(POLL_SECONDS)
-            running[task.remote(work, shared)] = work
+            running[task.remote(number, shared)] = number
 
 
-def _settle_there(
-    work: Work, shared: tuple[InputLoader, Path, bool, RunOptions, str, int]
-) -> Settled | None:
-    """`settle` in a worker, in the folder and with the threads of a process that runs cells."""
+def _settle_there(number: int, shared: tuple[list[Work], str, int]) -> Settled | None:
+    """`settle` in a worker, in the folder and with the threads of the process that has the jobs."""
     import torch
 
-    loader, output, fresh, options, folder, threads = shared
+    waiting, folder, threads = shared
     os.chdir(folder)
     torch.set_num_threads(threads)
-    return settle(work, loader.load, output, fresh, options, lambda: None, lambda text: None)
+    return settle(waiting[number])
 
 
-def _result(ray: Any, ready: Any, work: Work, loader: InputLoader, output: Path) -> Settled | None:
-    """What a task has come to; a pack whose workers have all died has failed."""
+def _result(ray: Any, ready: Any, work: Work) -> Settled | None:
+    """What became of a task; a job whose workers have all died has failed."""
     try:
         with finishing():
             settled: Settled | None = ray.get(ready)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.OutOfMemoryError as error:
-        return _failed(work, loader, output, OutOfMemory(f"Ray: {first_line(error)}"))
+        return _failed(work, OutOfMemory(f"Ray: {first_line(error)}"))
     except ray.exceptions.RayError as error:
-        return _failed(work, loader, output, error)
-    store = RecordStore(output)
+        return _failed(work, error)
+    store = RecordStore(work.output)
     for record in () if settled is None else settled.records.values():
         path = store.path(record.id)
         if not path.exists():
@@ -121,29 +109,30 @@ def _result(ray: Any, ready: Any, work: Work, loader: InputLoader, output: Path)
     return settled
 
 
-def _failed(work: Work, loader: InputLoader, output: Path, error: Exception) -> Settled:
-    failures, store = FailureStore(output), RecordStore(output)
+def _failed(work: Work, error: Exception) -> Settled:
+    failures, store = FailureStore(work.output), RecordStore(work.output)
     settled = Settled()
-    for spec, record_id in work.ids.items():
-        record = store.load(record_id)
+    for cell in work.job.cells:
+        record = store.load(cell.id)
         if record is None:
-            settled.failed[spec] = failures.save(spec, loader.load(spec).fingerprints, error)
+            settled.failed[cell.spec] = failures.note(cell.spec, cell.fingerprints, error)
         else:
-            settled.records[spec] = record
+            settled.records[cell.spec] = record
     return settled
 
 
 @contextmanager
 def _cluster(needs: dict[str, int]) -> Iterator[Any]:
-    """Ray, connected; its tasks are stopped at the end, and a cluster that was started here too."""
-    # Otherwise it sends statistics on its use.
+    """Ray, connected. At the end its tasks are stopped, and a cluster that was started here."""
+    # Without this, Ray sends statistics on its use to its makers.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     address = os.environ.get("RAY_ADDRESS")
     try:
-        # Workers look for the code where the script is that has started them.
+        # Workers find this project's code, because Ray gives them the folder of the script that
+        # has started them.
         if address is None:
             ray.init("local", include_dashboard=False, logging_level=logging.ERROR)
         else:
@@ -152,11 +141,11 @@ def _cluster(needs: dict[str, int]) -> Iterator[Any]:
         where = "here" if address is None else f"at RAY_ADDRESS={address}"
         raise ValueError(f"--executor ray: no cluster {where}: {first_line(error)}") from error
     try:
-        # It has taken SIGTERM for itself.
+        # Ray has put a handler of its own on SIGTERM.
         for number, handler in handlers.items():
             signal.signal(number, handler)
         _check_nodes(ray, needs)
-        # What its threads print would stand among the tables.
+        # Ray's threads print to standard output, where the tables go.
         with redirect_stdout(sys.stderr):
             yield ray
     finally:
@@ -164,7 +153,7 @@ def _cluster(needs: dict[str, int]) -> Iterator[Any]:
 
 
 def _check_nodes(ray: Any, needs: dict[str, int]) -> None:
-    """See that one node has what a pack needs: Ray would wait for it forever."""
+    """Refuse needs that no node alone can meet: Ray would wait for such a node forever."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(kind, 0) >= n for kind, n in needs.items()) for node in nodes):
         found = "; ".join(

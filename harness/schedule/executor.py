@@ -10,20 +10,18 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 
-from ..cells.packing import make_packs, pack_id
-from ..cells.spec import RAY, RunOptions, RunSpec, cell_id
-from ..run.inputs import InputLoader
-from ..store.failures import FailureStore
+from ..cells.packing import make_packs
+from ..cells.spec import RAY, RunOptions, RunSpec
+from ..run.inputs import InputLoader, Job
 from ..store.files import remove
 from ..store.outcome import Outcome
-from ..store.records import RecordStore
+from ..store.records import AnyKept, FailureStore, RecordStore, Store
 from .cluster import run_on_ray
 from .progress import Progress
 from .work import POLL_SECONDS, Settled, Work, settle
 
-#: Each cell alone, without checkpoints.
+#: Every cell is run alone, without checkpoints.
 DEFAULT_OPTIONS = RunOptions()
 
 
@@ -37,17 +35,17 @@ def execute(
     """Run every cell that has no record, saving each as it finishes.
 
     A cell that fails does not stop the others: its traceback goes to ``<output>/logs/`` and its
-    reason into the outcome. A pack is trained whole if one of its cells has no record, and what
-    fails in it fails all its cells that are not done. Several processes share the cells of one
-    output directory: what another one runs is waited for at the end. Of the packs, a shard i of n
-    is every n-th from the i-th on, whatever is done; of the other shards only what is there is
-    taken.
+    reason into the outcome. A pack is trained whole if one of its cells has no record, and its
+    failure is that of all its cells that are not done. Several processes share the cells of one
+    output directory: at the end, each waits for what another one runs. Shard i of n is every n-th
+    pack from the i-th on, whatever is done already; of the cells of other shards, those that have a
+    record are in the outcome.
 
     Args:
-        cells: Of the table.
-        loader: For their inputs.
+        cells: The cells of a table.
+        loader: Finds their inputs.
         store: Where records are kept.
-        fresh: Run cells that have a record as well.
+        fresh: Whether cells that have a record are run again.
         options: How they are run.
 
     Raises:
@@ -70,33 +68,31 @@ def execute(
     asked = found = 0
     shard, shards = options.shard
     for number, pack in enumerate(make_packs(available, options.packed)):
-        # All inputs are read before the first cell runs: a bad row fails now, not at night.
-        inputs = {spec: loader.load(spec) for spec in pack}
-        for each in inputs.values():
-            outcome.skipped |= each.skipped
-        ids = {spec: cell_id(spec, each.fingerprints) for spec, each in inputs.items()}
-        before = {spec: store.load(record_id) for spec, record_id in ids.items()}
-        done = {spec: record for spec, record in before.items() if record is not None}
+        # All rows are read before the first cell runs: a bad one is known now, not at night.
+        job = Job(tuple(loader.load(spec) for spec in pack), options)
+        checkpoint = store.output / "checkpoints" / f"{job.id}.pt"
+        job = dataclasses.replace(job, checkpoint=checkpoint)
+        for cell in job.cells:
+            outcome.skipped |= cell.skipped
+        done = _by_spec(job, store)
         if number % shards != shard - 1:
             outcome.records |= done
             outcome.not_run += [spec for spec in pack if spec not in done]
             continue
-        failed = {spec: failures.load(record_id) for spec, record_id in ids.items()}
-        work = Work(ids, before, failed, pack_id(list(ids.values())))
         if fresh or len(done) < len(pack):
-            waiting.append(work)
+            waiting.append(Work(job, store.output, fresh, done, _by_spec(job, failures)))
         else:
-            # Left by a run that was killed when all was done but this.
-            remove(work.checkpoint(store.output))
+            # It is there if a run was killed when everything was done but its removal.
+            remove(checkpoint)
             found += len(pack)
         asked += len(pack)
         if not fresh:
             outcome.records |= done
 
     if waiting:
-        run = run_on_ray if options.executor == RAY else _run_here
         with closing(Progress(found, asked)) as progress:
-            for settled in run(waiting, loader, store.output, fresh, options, progress):
+            run = run_on_ray if options.executor == RAY else _run_here
+            for settled in run(waiting, progress):
                 progress.end(settled)
                 outcome.records |= settled.records
                 outcome.failed |= settled.failed
@@ -104,37 +100,39 @@ def execute(
     return outcome
 
 
-def _run_here(
-    waiting: Sequence[Work],
-    loader: InputLoader,
-    output: Path,
-    fresh: bool,
-    options: RunOptions,
-    progress: Progress,
-) -> Iterator[Settled]:
+def _by_spec(job: Job, store: Store[AnyKept]) -> dict[RunSpec, AnyKept]:
+    """What a store has of a job's cells."""
+    found = {cell.spec: store.load(cell.id) for cell in job.cells}
+    return {spec: kept for spec, kept in found.items() if kept is not None}
+
+
+def _run_here(waiting: Sequence[Work], progress: Progress) -> Iterator[Settled]:
     """Run what no other process runs, then wait for the others."""
+    waiting = [
+        dataclasses.replace(work, job=dataclasses.replace(work.job, report=progress.report))
+        for work in waiting
+    ]
     said = False
     while waiting:
         busy = []
         for work in waiting:
-            begin = partial(progress.begin, work)
-            settled = settle(work, loader.load, output, fresh, options, begin, progress.report)
+            settled = settle(work, partial(progress.begin, work.job))
             if settled is None:
                 busy.append(work)
             else:
                 yield settled
         if len(busy) == len(waiting):
             if not said:
-                progress.say_waiting(busy)
+                progress.say_waiting([work.job for work in busy])
                 said = True
             time.sleep(POLL_SECONDS)
         waiting = busy
 
 
 def stored(cells: Sequence[RunSpec], store: RecordStore) -> Outcome:
-    """The newest record or failure of every cell that has one, whatever it was computed with.
+    """The newest record or failure of every cell that has one.
 
-    That is whatever data and code, and whatever other cells in a pack.
+    It counts whatever data and code it was made with, and with whatever other cells in a pack.
     """
     outcome = Outcome()
     wanted = set(cells)

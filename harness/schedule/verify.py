@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
-from ..cells.packing import Pack, make_packs
-from ..cells.spec import RunOptions, RunSpec, cell_id
+from ..cells.packing import make_packs
+from ..cells.spec import RunOptions, RunSpec
 from ..messages import first_line
-from ..run.inputs import InputLoader
+from ..run.inputs import InputLoader, Job
 from ..store.outcome import Verified
 from ..store.records import RecordStore, RunRecord
 
-# What of a record is no result; the id follows from the spec, and that from --auto-batch.
+logger = logging.getLogger(__name__)
+
+# Fields of a record that are no result; the id follows from the spec, and that from --auto-batch.
 _NO_RESULTS = ("id", "spec", "seconds", "provenance")
 
 
@@ -31,58 +31,51 @@ def verify(
     """Run that many of the stored cells again, drawn at random, and store nothing.
 
     Args:
-        cells: Of the table.
-        loader: For their inputs.
+        cells: The cells of a table.
+        loader: Finds their inputs.
         store: Where records are kept.
-        count: How many; all that are stored if it is more.
-        options: How they are run, and were packed.
+        count: How many cells are run again; all that are stored if there are fewer.
+        options: How they are run, and how they were packed.
 
     Raises:
         ValueError: None of the cells is stored, or data or a record cannot be used.
     """
-    found: list[tuple[Pack, RunRecord]] = []
+    found: list[tuple[Job, RunRecord]] = []
     available = [spec for spec in cells if loader.unavailable(spec) is None]
     for pack in make_packs(available, options.packed):
-        records = (store.load(cell_id(spec, loader.load(spec).fingerprints)) for spec in pack)
-        found += [(pack, record) for record in records if record is not None]
+        job = Job(tuple(loader.load(spec) for spec in pack), options)
+        records = (store.load(cell.id) for cell in job.cells)
+        found += [(job, record) for record in records if record is not None]
     if not found:
         raise ValueError(f"verify: no cell of the table is stored in {store.output}; run it first")
-    # Anew at every call, and whatever the seeds: over many nights all cells are seen.
+    # Drawn anew at every call, whatever the seeds: over many nights all cells have their turn.
     drawn = random.SystemRandom().sample(found, min(count, len(found)))
     results = []
-    for number, (pack, record) in enumerate(drawn, start=1):
+    for number, (job, record) in enumerate(drawn, start=1):
         title = record.spec.title
-        print(f"verify {number}/{len(drawn)}: {title}", file=sys.stderr, flush=True)
-        results.append(_verified(pack, record, loader, options))
+        logger.info("verify %d/%d: %s", number, len(drawn), title)
+        results.append(_verified(job, record))
         if results[-1].differences:
-            tqdm.write(f"differs: {title}: {results[-1].differences[0]}", file=sys.stderr)
+            logger.warning("differs: %s: %s", title, results[-1].differences[0])
     return results
 
 
-def _verified(pack: Pack, record: RunRecord, loader: InputLoader, options: RunOptions) -> Verified:
-    # Here, because it loads torch.
-    from ..run.cell import release_memory, run_pack
+def _verified(job: Job, record: RunRecord) -> Verified:
+    # Imported here, because it loads torch.
+    from ..run.cell import release_memory, run_job
 
+    # The micro-batches are those that --auto-batch may have come to.
+    accumulation = record.training.get("accumulation")
+    job = dataclasses.replace(job, wanted=(record.spec,), accumulation=accumulation)
     try:
-        cells = [(_as_run(spec, record), loader.load(spec)) for spec in pack]
-        wanted = _as_run(record.spec, record)
-        (again,) = run_pack(cells, [wanted], lambda text: None, options)
+        (again,) = run_job(job)
         differences = list(_differences("", _results(record), _results(again)))
         return Verified(record, differences, list(_differences("", _maker(record), _maker(again))))
-    # Whatever it is, it has not given the stored result.
+    # Whatever the failure is, the cell has not given the stored result again.
     except Exception as error:
         failure = f"{type(error).__name__}: {first_line(error)}"
     release_memory()
     return Verified(record, [failure], [])
-
-
-def _as_run(spec: RunSpec, record: RunRecord) -> RunSpec:
-    """The cell in the micro-batches that --auto-batch may have come to."""
-    accumulation = record.training.get("accumulation")
-    if spec.train is None or accumulation is None:
-        return spec
-    train = dataclasses.replace(spec.train, accumulation=accumulation)
-    return dataclasses.replace(spec, train=train)
 
 
 def _results(record: RunRecord) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,18 +11,21 @@ from tqdm import tqdm
 from harness.cells.spec import RESULTS_VERSION
 from harness.messages import first_line
 from harness.run import provenance
-from harness.store.failures import FAILED, OOM
 from harness.store.locks import taken
+from harness.store.records import FAILED, OOM
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .spec import MeasureSpec
 
+logger = logging.getLogger(__name__)
+
 _WORKER = "harness.speed.worker:measure"
 
-#: How glibc's allocator behaves in the process of a measurement (other allocators do not look). For
-#: latency it keeps what it has: otherwise every run returns its large tensors and has their pages
-#: mapped anew, at a price that is the (virtual) machine's and not the method's. For memory it
-#: returns every tensor of 64 KiB or more at once, so that the peak is what was alive.
+#: Environment variables that set how glibc's allocator behaves in the process of a measurement
+#: (other allocators ignore them). For latency it keeps the memory that it has: otherwise every run
+#: gives its large tensors back and has their pages mapped again, which costs time that depends on
+#: the (virtual) machine and not on the method. For memory it gives back every tensor of 64 KiB or
+#: more at once, so that the peak is the memory of the tensors that were alive.
 _ALLOCATOR = {
     "latency": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)},
     "memory": {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_MMAP_MAX_": str(2**30)},
@@ -34,14 +37,14 @@ def measure_missing(
 ) -> dict[MeasureSpec, MeasureRecord]:
     """Make every measurement that this code has not made, saving each as it finishes.
 
-    A measurement that runs out of memory is recorded so, and not tried again; one that fails
-    otherwise is tried again next time. Neither stops the others. Code that is not a commit's own
-    cannot be told from other code, so nothing made with it is taken from the store.
+    A measurement that runs out of memory is recorded as such and not tried again; one that fails
+    otherwise is tried again next time. Neither stops the others. Code that differs from its commit
+    cannot be told from other code, so nothing that was made with it is taken from the store.
 
     Args:
-        specs: Of the table; devices and thread counts definite.
+        specs: The measurements of a table, with a definite device and number of threads.
         store: Where records are kept.
-        fresh: Make those that have a record as well.
+        fresh: Whether measurements that have a record are made again.
 
     Raises:
         ValueError: A stored record cannot be read: nothing has been measured then.
@@ -49,11 +52,10 @@ def measure_missing(
     commit = provenance.commit()
     known = not commit.endswith("-dirty") and commit != "unknown"
     if not (known or fresh):
-        print(
-            f"code is {commit}, which names no exact version: every measurement is made anew",
-            file=sys.stderr,
+        logger.info(
+            "code is %s, which names no exact version: every measurement is made anew", commit
         )
-    found = {spec: store.load(spec, commit) if known else None for spec in specs}
+    found = {spec: store.made_with(spec, commit) if known else None for spec in specs}
     records = {
         spec: record
         for spec, record in found.items()
@@ -67,10 +69,10 @@ def measure_missing(
         for number, spec in enumerate(waiting, start=done + 1):
             bar.set_description(spec.title)
             if bar.disable:
-                print(f"measurement {number}/{total}: {spec.title}", file=sys.stderr, flush=True)
-            # Of all processes one at a time: two would measure each other.
+                logger.info("measurement %d/%d: %s", number, total, spec.title)
+            # One process at a time, because two would slow each other down.
             with taken(store.directory.parent / "locks" / "measurements.lock", wait=True):
-                made = store.load(spec, commit) if known else None
+                made = store.made_with(spec, commit) if known else None
                 if made is not None and made != found[spec]:
                     record = made  # by another process meanwhile
                 else:
@@ -78,13 +80,13 @@ def measure_missing(
                     store.save(record)
             records[spec] = record
             if record.status != DONE:
-                tqdm.write(f"{record.status}: {spec.title}: {record.reason}", file=sys.stderr)
+                logger.warning("%s: %s: %s", record.status, spec.title, record.reason)
             bar.update()
     return {spec: records[spec] for spec in specs}
 
 
 def _measure(spec: MeasureSpec, commit: str) -> MeasureRecord:
-    # Here, because it loads torch and a table can be rendered without.
+    # Imported here, because it loads torch, which rendering a table does not need.
     from harness.speed.profiling import OutOfMemory, call_in_fresh_process
 
     found: dict[str, Any] = {"reports": [], "load_average": None, "device_name": spec.device}
@@ -105,6 +107,6 @@ def _measure(spec: MeasureSpec, commit: str) -> MeasureRecord:
         reports=found["reports"],
         load_average=found["load_average"],
         results_version=RESULTS_VERSION,
-        # The code is what it was when the command began, whatever has been edited since.
+        # The code that was measured is that of the beginning, even if files were edited since.
         provenance=facts | {"commit": commit},
     )

@@ -26,9 +26,10 @@ class Subject:
         name: Its row's name, such as "mixlora/fused".
         method: Name in `harness.cells.methods`.
         settings: The method's settings, sorted (name, value) pairs.
-        adapters: Adapters on the one base; each brings a batch of its own, all packed into one.
-        batch: Rows per adapter.
-        length: Tokens per row; when decoding, those of the prompt.
+        adapters: Number of adapters on the base model. Each has a batch of its own, and all batches
+            are packed into one.
+        batch: Number of rows per adapter.
+        length: Number of tokens per row; when decoding, of the prompt.
     """
 
     name: str
@@ -57,11 +58,12 @@ class MeasureSpec:
             single run.
         workload: One of `WORKLOADS`.
         shape: Key of `harness.models.shapes.SHAPES`; weights are random.
-        layers: Layers kept of that shape.
-        dtype: Of the frozen weights.
-        device: "cpu", "cuda" or "cuda:N"; "auto" stands for any in a measurement looked for.
-        threads: CPU threads that torch computes with; 0 stands for any in one looked for.
-        runs: Counted runs of every subject, after `WARMUP` others; 1 for memory.
+        layers: Number of layers kept of that shape.
+        dtype: Data type of the frozen weights, for example "bfloat16".
+        device: "cpu", "cuda" or "cuda:N"; "auto" matches any device when a measurement is looked
+            for.
+        threads: Number of CPU threads that torch computes with; 0 matches any number then.
+        runs: Number of counted runs of every subject, after `WARMUP` others; 1 for memory.
         subjects: What runs, LoRA first where others are compared with it. They take turns.
     """
 
@@ -98,7 +100,7 @@ class MeasureSpec:
         )
 
     def matches(self, wanted: MeasureSpec) -> bool:
-        """Whether this is what is wanted, where "auto" is any device and 0 any thread count."""
+        """Whether this is what is wanted; "auto" matches any device and 0 any number of threads."""
         device = self.device if wanted.device == "auto" else wanted.device
         threads = wanted.threads or self.threads
         return self == dataclasses.replace(wanted, device=device, threads=threads)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from harness.options import General, Option, options_of
 from harness.run import processes
 from harness.show.data import TableData, distinct
-from harness.store.failures import FAILED, OOM
+from harness.store.records import FAILED, OOM
 
 from .records import DONE, MeasureRecord, MeasureStore
 from .request import Defaults, MeasureRequest

@@ -1,4 +1,4 @@
-"""Makes one measurement; runs in a fresh process, so that its memory peak is its own."""
+"""Makes one measurement, in a fresh process, so that its memory peak is its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .spec import WARMUP, MeasureSpec, Subject
 
 _SEED = 0
 
-#: One run of a workload under a profile.
+#: Does one run of a workload under a profile.
 _Run = Callable[[Profile], None]
 
 
@@ -31,7 +31,7 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
     """Make a measurement.
 
     Args:
-        argument: `MeasureSpec.to_json()`, device and threads definite.
+        argument: `MeasureSpec.to_json()`, with a definite device and number of threads.
 
     Returns:
         "reports" (one `Report.to_json()` per subject), "load_average" at the start, "device_name".
@@ -42,7 +42,7 @@ def measure(argument: dict[str, Any]) -> dict[str, Any]:
     device = torch.device(spec.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else provenance.processor()
     base = _random_model(spec)
-    # The subjects share the frozen weights, which are made and kept once.
+    # The subjects share the frozen weights, so that memory holds them once.
     weights = {id(parameter): parameter for parameter in base.parameters()}
     runs = [
         _prepare(_with_adapters(copy.deepcopy(base, dict(weights)), subject), subject, spec)
@@ -61,7 +61,7 @@ def _random_model(spec: MeasureSpec) -> nn.Module:
 
 
 def _with_adapters(base: nn.Module, subject: Subject) -> Any:
-    """The subject's model, B of every adapter random as after training (it starts as 0)."""
+    """The subject's model, with a random B in every adapter, as after training (it starts as 0)."""
     set_seed(_SEED)
     settings = dict(subject.settings)
     model: Any = add_adapter(base, subject.method, settings)
@@ -82,7 +82,7 @@ def _adapter_names(subject: Subject) -> list[str]:
 
 
 def _prepare(model: Any, subject: Subject, spec: MeasureSpec) -> _Run:
-    """What one run of the workload is for a subject: random tokens, no padding."""
+    """A function that does one run of the workload for a subject: random tokens, no padding."""
     generator = torch.Generator().manual_seed(_SEED)
     size = (subject.rows, subject.length)
     input_ids = torch.randint(model.config.vocab_size, size, generator=generator).to(spec.device)
@@ -102,7 +102,8 @@ def _train(model: Any, input_ids: Tensor, packed: dict[str, Any]) -> _Run:
             with profile.phase("forward"):
                 outputs = model(input_ids=input_ids, labels=input_ids, use_cache=False, **packed)
             loss = outputs.loss
-            del outputs  # a training loop lets the logits go before the backward pass
+            # As a training loop lets the logits go before the backward pass.
+            del outputs
             with profile.phase("backward"):
                 loss.backward()
         model.zero_grad(set_to_none=True)
@@ -129,13 +130,14 @@ def _decode(model: Any, input_ids: Tensor, packed: dict[str, Any]) -> _Run:
     def run(profile: Profile) -> None:
         with torch.no_grad(), profile.run(), profile.phase("forward"):
             model(input_ids=next_ids, past_key_values=cache, use_cache=True, **packed)
-        cache.crop(-1)  # so that every run follows a prompt of the same length
+        # Every run follows a prompt of the same length.
+        cache.crop(-1)
 
     return run
 
 
 def _take_turns(spec: MeasureSpec, runs: list[_Run]) -> list[dict[str, Any]]:
-    """A B A B ...: what slows the machine down for a while slows all subjects down alike."""
+    """Run the subjects in turns, so that what slows the machine for a while slows all of them."""
     with ExitStack() as stack:
         profiles = [
             stack.enter_context(Profile(spec.device, subject.tokens(spec.workload), WARMUP))
@@ -148,7 +150,7 @@ def _take_turns(spec: MeasureSpec, runs: list[_Run]) -> list[dict[str, Any]]:
 
 
 def _peak(spec: MeasureSpec, runs: list[_Run]) -> list[dict[str, Any]]:
-    """The first run of the only subject, after nothing but what loads torch's own code."""
+    """The first run of the only subject; before it runs only what loads torch's own code."""
     layer = nn.Linear(8, 8, device=spec.device)
     layer(torch.ones(8, 8, device=spec.device)).sum().backward()
     gc.collect()

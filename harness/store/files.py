@@ -1,7 +1,7 @@
-"""Files that hold results: written whole or not at all, with a checksum, and read only if it fits.
+"""Files that hold results: written whole or not at all, and with a checksum that is compared.
 
 A record's file is one JSON object: its content, and beside it under "checksum" the SHA-256 of that
-content in canonical form (sorted keys, no spaces). What was cut or edited is set aside as
+content in canonical form (sorted keys, no spaces). A file that was cut or edited is set aside as
 ``<name>.damaged`` and never read as a result.
 """
 
@@ -10,18 +10,21 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import logging
 import os
-import sys
+import reprlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
-from tqdm import tqdm
+from pydantic import TypeAdapter, ValidationError
 
 from ..messages import short
 from .stopping import finishing
+
+logger = logging.getLogger(__name__)
 
 
 class Record(Protocol):
@@ -29,7 +32,7 @@ class Record(Protocol):
 
     @property
     def id(self) -> str:
-        """Computed from the content; the file is named by it."""
+        """Name of the file, computed from the content."""
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -43,13 +46,13 @@ class OutputError(OSError):
         self._of = (path, error)
 
     def __reduce__(self) -> tuple[type[OutputError], tuple[Path, OSError]]:
-        """Pickled, to come back from a node of a cluster."""
+        """How it is pickled, to be raised again where a cluster's node is waited for."""
         return type(self), self._of
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the path's place at the end, or never if something is raised.
+    """A file to write, which takes the path's place at the end, or never if something is raised.
 
     Raises:
         OutputError: The disk is full, or the folder read-only.
@@ -86,10 +89,10 @@ def check_writable(output: Path) -> None:
     """Write a file of 4 KiB to the output directory and to its folders of results, and remove it.
 
     Raises:
-        ValueError: One of them cannot be written, or is a link to elsewhere, as an output directory
-            from somebody else could have it: nothing should be run.
+        ValueError: A folder cannot be written, or is a link to a place outside, as in an output
+            directory that somebody else has prepared. Nothing should be run then.
     """
-    # Links to files do no harm: what is written takes their place.
+    # Links to files do no harm, because what is written replaces the link.
     for folder in filter(Path.is_dir, output.glob("*")):
         if not folder.resolve().is_relative_to(output.resolve()):
             raise ValueError(
@@ -119,9 +122,39 @@ def remove(path: Path) -> None:
 
 
 def remove_remains(path: Path) -> None:
-    """Remove what killed writers of this file left; none may be writing it now."""
+    """Remove what killed writers of this file have left; nobody may be writing it now."""
     for file in path.parent.glob(f".{glob.escape(path.name)}.*"):
         file.unlink(missing_ok=True)
+
+
+def parser(schema: Any) -> Callable[[dict[str, Any]], Any]:
+    """A function from a file's content, without the checksum, to a record of that type.
+
+    It raises a ValueError of one line that names the first field that is missing, unknown or has a
+    value that is not allowed.
+
+    Args:
+        schema: A dataclass whose annotations say what its fields may be, as pydantic reads them.
+    """
+    adapter: TypeAdapter[Any] = TypeAdapter(schema)
+
+    def parse(content: dict[str, Any]) -> Any:
+        values = {name: value for name, value in content.items() if name != "id"}
+        try:
+            return adapter.validate_python(values, extra="forbid")
+        except ValidationError as error:
+            raise ValueError(_first_problem(error)) from error
+
+    return parse
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("missing", "value_error"):
+        return f"{where}: {message}" if where else message
+    return f"{where} is {reprlib.repr(first['input'])}: {message}"
 
 
 def checksum(content: dict[str, Any]) -> str:
@@ -136,9 +169,9 @@ def save_record(path: Path, content: dict[str, Any], indent: int | None = None) 
     Args:
         path: Named by the record's id.
         content: Plain JSON types, "id" among them.
-        indent: As `json.dumps` takes it.
+        indent: Number of spaces, or None for one line, as for `json.dumps`.
     """
-    # As it will be read: tuples are lists by then, and keys are text.
+    # The checksum is of what will be read, where tuples are lists and keys are text.
     content = json.loads(json.dumps(content))
     remove_remains(path)
     text = json.dumps({"checksum": checksum(content)} | content, indent=indent)
@@ -150,12 +183,11 @@ def load_record(path: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> Any
 
     Args:
         path: Named by the record's id.
-        parse: From content without checksum to the record; raises what it likes if it cannot.
+        parse: From content without checksum to the record; raises ValueError if it cannot.
 
     Raises:
-        ValueError: The file cannot be read, or is as it was written, but without a checksum or by
-            another version of the code: it may be worth keeping, so that is for its owner to
-            decide.
+        ValueError: The file cannot be read, has no checksum, or was written by another version of
+            the code. It may be worth keeping, so its owner has to decide about it.
     """
     try:
         content = _content(path)
@@ -163,17 +195,16 @@ def load_record(path: Path, parse: Callable[[dict[str, Any]], AnyRecord]) -> Any
             return None
         if "checksum" not in content:
             raise ValueError(
-                f"{path}: has no checksum, as records from before there were any; if it is as "
-                f"written, `python -m harness.store.stamp {path.parent}` adds it, else delete the "
-                "file"
+                f"{path}: has no checksum, so that nobody can tell whether it is as it was "
+                "written; delete it to have it made again"
             )
         if content.pop("checksum") != _checksum_of_file(content):
             raise _Damaged("content does not match its checksum")
         try:
             record = parse(content)
             record_id = record.id
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            why = short(f"{type(error).__name__}: {error}")
+        except ValueError as error:
+            why = short(str(error))
             raise ValueError(
                 f"{path}: not a record of this version ({why}); delete it to have it made again"
             ) from error
@@ -189,8 +220,8 @@ def load_records(directory: Path, parse: Callable[[dict[str, Any]], AnyRecord]) 
     """All records of a directory, in the order of their names, without damaged ones.
 
     Args:
-        directory: Of the files; none if it is not there.
-        parse: As in `load_record`.
+        directory: Folder of the files; there are no records if it does not exist.
+        parse: See `load_record`.
 
     Raises:
         ValueError: See `load_record`; the file is named.
@@ -200,7 +231,7 @@ def load_records(directory: Path, parse: Callable[[dict[str, Any]], AnyRecord]) 
 
 
 class _Damaged(Exception):
-    """A file is not as it was written; says how that shows."""
+    """A file is not as it was written; the message says how that shows."""
 
 
 def _content(path: Path) -> dict[str, Any] | None:
@@ -232,4 +263,4 @@ def _set_aside(path: Path, why: str) -> None:
     except OSError as error:
         # Another process was faster, or nothing can be changed here.
         end = f"not used ({error.strerror})"
-    tqdm.write(f"warning: {path}: {why}; {end}", file=sys.stderr)
+    logger.warning("warning: %s: %s; %s", path, why, end)

@@ -1,10 +1,10 @@
-"""Which process runs what: locks under the output directory that die with their process.
+"""Which process runs what: locks under the output directory that end with their process.
 
-They are the kernel's (flock), so one left by a killed process, or by a machine that was switched
-off, is free at once; the empty files stay. NFS passes them on to its server and so holds for all
-machines, unless it is mounted with ``nolock`` or ``local_lock``: then two machines may run the same
-cell, and the later record replaces an equal one. A file system without any falls back to files with
-the process's number in them (see the library `filelock`).
+They are the kernel's locks (flock): when a process is killed, or its machine switched off, its
+locks are free at once, and only their empty files stay. On NFS they hold for all machines, unless
+it is mounted with ``nolock`` or ``local_lock``: then two machines may run the same cell, and the
+later record replaces an equal one. On a file system without such locks, the library `filelock` uses
+files with the process's number in them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def taken(path: Path, wait: bool = False) -> Iterator[bool]:
     """Take a lock while the block lasts; the value is whether this process has it.
 
     Args:
-        path: Of its file, ``<output>/locks/<what>.lock``.
-        wait: Until another process that has it is done, so that the value is true.
+        path: Its file, ``<output>/locks/<what>.lock``.
+        wait: Whether to wait for another process that has the lock, so that the value is true.
 
     Raises:
         OutputError: The file cannot be made.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..cells.spec import RunSpec
-from .failures import Failure
-from .records import RunRecord
+from .records import Failure, RunRecord
 
 
 @dataclass

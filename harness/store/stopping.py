@@ -15,7 +15,7 @@ class Stopped(KeyboardInterrupt):
     """A signal asks the run to stop.
 
     Attributes:
-        signal: Which.
+        signal: The signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -24,6 +24,13 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State:
+    """What the signal handler has to know.
+
+    Attributes:
+        finishing: Number of `finishing` blocks that are open, one within the other.
+        pending: Signal that has arrived within them and is still to be raised; None without.
+    """
+
     finishing = 0
     pending: int | None = None
 
@@ -47,7 +54,7 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """What is done in the block is finished before a signal stops the run."""
+    """Have the block finish before a signal stops the run."""
     _State.finishing += 1
     try:
         yield
@@ -60,7 +67,7 @@ def finishing() -> Iterator[None]:
 
 
 def _on_signal(number: int, frame: Any) -> None:
-    # Who asks twice does not want to wait, for a server of files that is gone for example.
+    # A second signal stops at once: the file may be on a server that does not answer any more.
     if _State.finishing and _State.pending is None:
         _State.pending = number
     else:

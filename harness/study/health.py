@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.rendering.expert_load import specialisation
+from harness.numbers.expert_load import specialisation
 
 
 def maximal_violation(counts: ArrayLike) -> NDArray[np.float64]:

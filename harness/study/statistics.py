@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
-from harness.rendering.stats import holm
+from harness.numbers.statistics import holm
 
 #: Resamples of the bootstrap, which are the same whenever a study is rendered.
 _RESAMPLES = 10_000

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from harness.options import General, Option, options_of
 from harness.request import Request
 from harness.show.data import COMPUTED, Block, Cell, TableData, number
 from harness.tables import Plan, get_table
+
+logger = logging.getLogger(__name__)
 
 #: What costs nothing comes first.
 TABLES = (
@@ -97,7 +99,7 @@ class _AllPlan:
         rows: list[dict[str, Any]] = []
         parts: list[Block] = []
         for position, (name, plan) in enumerate(self.plans, start=1):
-            print(f"table {position}/{len(self.plans)}: {name}", file=sys.stderr, flush=True)
+            logger.info("table %d/%d: %s", position, len(self.plans), name)
             table = made_by(plan)
             table.write(self.output)
             sources = [row.get("source") for row in table.numbers]

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 import harness.accuracy
 from harness.messages import short
 from harness.options import read_mapping
-from harness.run.inputs import made_from
 from harness.store.records import RecordStore, RunRecord
 from harness.tables import get_table, table_names
 from mixlora.lm_eval import cli
@@ -30,6 +29,8 @@ from tests.harness.builders import make_record
 from .cases import cases, run, run_command
 from .mutations import damaged, dumps, mutate, put_in_place
 from .test_rows import good_row, split_by_hand
+
+pytestmark = pytest.mark.long
 
 #: Words that options take, right for one of them or for none.
 WORDS = st.one_of(
@@ -119,9 +120,10 @@ def test_mappings(table: str, mapping: dict[str, Any]) -> None:
 def stand_in() -> Iterator[None]:
     """Cells of no time: the record says which rows the cell was given."""
 
-    def run_pack(pack: Any, wanted: Any, *rest: Any) -> Iterator[RunRecord]:
-        ((spec, inputs),) = pack
-        rows = inputs.evaluation[spec.eval_tasks[0]].examples
+    def run_job(job: Any) -> Iterator[RunRecord]:
+        (cell,) = job.cells
+        spec = cell.spec
+        rows = cell.evaluation[spec.eval_tasks[0]]
         answers = [row.answer for row in rows]
         made = make_record(spec, answers, answers, answers)
         task = vars(made.tasks[spec.eval_tasks[0]]) | {
@@ -129,14 +131,14 @@ def stand_in() -> Iterator[None]:
             "num_options": [len(row.options) for row in rows],
         }
         changes = {
-            "fingerprints": inputs.fingerprints,
+            "fingerprints": cell.fingerprints,
             "tasks": {spec.eval_tasks[0]: type(made.tasks[spec.eval_tasks[0]])(**task)},
-            "provenance": made.provenance | made_from(inputs),
+            "provenance": made.provenance | cell.provenance,
         }
         yield RunRecord(**vars(made) | changes)
 
     module: Any = types.ModuleType("harness.run.cell")
-    module.run_pack, module.release_memory = run_pack, lambda: None
+    module.run_job, module.release_memory = run_job, lambda: None
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "harness.run.cell", module)
         patch.setattr(harness.accuracy, "resolve_device", lambda name: "cpu")

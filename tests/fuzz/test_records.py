@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.run.checkpoint import Checkpoint
-from harness.store.failures import Failure, FailureStore
 from harness.store.files import checksum
-from harness.store.records import RecordStore, RunRecord
+from harness.store.records import Failure, FailureStore, RecordStore, RunRecord
 from reproduce import main
 from tests.harness.builders import make_record, make_request, make_spec
 
 from .cases import ENDED, cases, run, run_command
 from .mutations import damaged, dumps, mutate, put_in_place
+
+pytestmark = pytest.mark.long
 
 RENDER = ("--render-only", "--scoring", "label", "--tasks", "arc-e", "--methods", "base,lora")
 

@@ -1,6 +1,6 @@
 """What test_distributed runs in one process and in two: cells with all that they exchange.
 
-    WORLD_SIZE=2 RANK=0 MASTER_ADDR=... python -m tests.results.several FOLDER
+    WORLD_SIZE=2 RANK=0 MASTER_ADDR=... python -m tests.harness.several FOLDER
 
 The first process writes FOLDER/results.json: per case the losses of every step, the counts of its
 experts, or how it failed. What only one of two processes does wrong, it does by its rank.
@@ -23,8 +23,8 @@ from harness.cells.spec import RunOptions, RunSpec, TrainSettings
 from harness.models.weights import MODELS, resolve
 from harness.request import single_task
 from harness.run import processes, training
+from harness.run.cell import follow
 from harness.run.checkpoint import Checkpoint, read
-from harness.run.follow import follow
 from harness.run.inputs import InputLoader
 from harness.schedule.executor import execute
 from harness.store.records import RecordStore

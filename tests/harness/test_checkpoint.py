@@ -26,6 +26,8 @@ from tests.mixlora.models import make_model
 from .builders import make_request
 from .test_packing import rows
 
+pytestmark = pytest.mark.long
+
 SETTINGS = TrainSettings(epochs=2, batch_size=4, accumulation=2, learning_rate=1e-2)
 SETS = {"cell0": TrainingSet(rows(9, 0), 0), "cell1": TrainingSet(rows(5, 1), 5)}
 STEPS = 6  # of cell0; cell1 has 4
@@ -203,7 +205,7 @@ def test_a_killed_cell_has_the_record_it_would_have_had(
         run(tmp_path / "killed", packed, every=3)
     assert len(list(folder.iterdir())) == 1
     # The next kill is between a training and its scores.
-    monkeypatch.setattr("harness.run.scored.score", kill)
+    monkeypatch.setattr("harness.run.scoring.score", kill)
     with pytest.raises(Killed):
         run(tmp_path / "killed", packed, every=3)
     monkeypatch.undo()

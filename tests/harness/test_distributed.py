@@ -21,6 +21,8 @@ from reproduce import main
 
 from . import several
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ("--tasks", "arc-e", "--methods", "lora,dora,mixlora,mixdora")
 GRID += ("--limit-train", "17", "--limit-eval", "16")
@@ -37,14 +39,20 @@ def environment(**more: str) -> dict[str, str]:
 LEAVE = """
 import weakref
 from harness.run import processes
-with processes.joined() as follows:
+groups = []
+def train(job):
     import transformers.trainer
     from torch import distributed
-    group = weakref.ref(distributed.group.WORLD)
+    groups.append(weakref.ref(distributed.group.WORLD))
+with processes.joined() as follows:
     if follows:
-        processes.told()
-if group() is not None:
-    raise SystemExit("the group, with its threads, outlives the block")
+        processes.follow(train)
+    else:
+        for number in range(2):
+            with processes.together(number) as job:
+                train(job)
+if [group() for group in groups] != [None, None]:
+    raise SystemExit("a group, with its threads, outlives its training")
 """
 
 
@@ -65,7 +73,7 @@ def start_two(*arguments: str) -> None:
 
 def in_two(folder: Path) -> Cases:
     """The cases of `several` in two processes."""
-    start_two("-m", "tests.results.several", str(folder))
+    start_two("-m", "tests.harness.several", str(folder))
     return json.loads((folder / "results.json").read_text())
 
 
@@ -166,9 +174,9 @@ def test_torchrun_makes_the_records_of_one_process(
 
 @pytest.fixture
 def three(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the first of three processes, of which two have a GPU."""
-    monkeypatch.setattr(processes._group, "count", 3)
-    monkeypatch.setattr(processes._group, "gpus", (1, 1, 0))
+    """As the first of three processes on a machine with two GPUs."""
+    monkeypatch.setattr(processes._state, "count", 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +213,7 @@ def test_each_process_needs_a_gpu(three: None) -> None:
 def test_accelerate_must_not_change_what_a_cell_is(
     variable: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "_group", processes._Group())
+    monkeypatch.setattr(processes, "_state", processes._State())
     for name, text in (("WORLD_SIZE", "2"), ("RANK", "0"), (variable, value)):
         monkeypatch.setenv(name, text)
     with pytest.raises(ValueError, match=f"accelerate is set up for {said}"), processes.joined():

@@ -5,22 +5,21 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.cells import methods
-from harness.cells.spec import RunOptions, RunSpec
+from harness.cells.spec import RunSpec
 from harness.models.weights import ResolvedWeights
 from harness.request import single_task
-from harness.run.inputs import CellInputs, InputLoader
+from harness.run.inputs import InputLoader, Job
 from harness.schedule.executor import execute, stored
 from harness.store import locks
-from harness.store.failures import FailureStore, OutOfMemory
 from harness.store.files import OutputError
-from harness.store.records import RecordStore, RunRecord
+from harness.store.records import FailureStore, OutOfMemory, RecordStore, RunRecord
 from mixlora.config import FORWARDS
 from tasks.sources import open_source
 
@@ -40,22 +39,16 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """The cells that are run, by a stand-in that fails for DoRA."""
     cells: list[RunSpec] = []
 
-    def run_pack(
-        pack: Sequence[tuple[RunSpec, CellInputs]],
-        wanted: Sequence[RunSpec],
-        report: Any,
-        options: RunOptions,
-        checkpoint: Path,
-    ) -> Iterator[RunRecord]:
-        cells.extend(spec for spec, _ in pack)
-        if any(spec.method == "dora" for spec, _ in pack):
+    def run_job(job: Job) -> Iterator[RunRecord]:
+        cells.extend(cell.spec for cell in job.cells)
+        if any(cell.spec.method == "dora" for cell in job.cells):
             raise FloatingPointError("training loss is nan at step 3\nmore")
-        for spec, inputs in pack:
-            if spec in wanted:
-                record = make_record(spec, [0, 1], [0, 1])
-                yield RunRecord(**vars(record) | {"fingerprints": inputs.fingerprints})
+        for cell in job.cells:
+            if cell.spec in (job.wanted or ()):
+                record = make_record(cell.spec, [0, 1], [0, 1])
+                yield RunRecord(**vars(record) | {"fingerprints": cell.fingerprints})
 
-    monkeypatch.setattr("harness.run.cell.run_pack", run_pack)
+    monkeypatch.setattr("harness.run.cell.run_job", run_job)
     return cells
 
 
@@ -85,8 +78,34 @@ def test_a_failure_costs_its_own_cell_only(ran: list[RunSpec], tmp_path: Path) -
     assert failure.status == "failed"
     told = f"FloatingPointError: training loss is nan at step 3 (traceback in logs/{log.name})"
     assert failure.reason == told
-    assert "run_pack" in log.read_text()
+    assert "run_job" in log.read_text()
     assert len(list((tmp_path / "records").iterdir())) == 2
+
+
+def test_inputs_are_loaded_once(
+    ran: list[RunSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cell's, whether it fails or not, and the rows of a split for all cells together."""
+    cells_loaded: list[RunSpec] = []
+    splits_loaded: list[tuple[str, str]] = []
+    ours = loader()
+    load, load_split = ours.load, ours.source.load
+
+    def counted(spec: RunSpec) -> Any:
+        cells_loaded.append(spec)
+        return load(spec)
+
+    def counted_split(task: Any, split: str, *rest: Any) -> Any:
+        splits_loaded.append((task.name, split))
+        return load_split(task, split, *rest)
+
+    monkeypatch.setattr(ours, "load", counted)
+    monkeypatch.setattr(ours.source, "load", counted_split)
+    wanted = cells(methods=["base", "lora", "dora", "mixlora"], limit_train=40)
+    outcome = execute(wanted, ours, RecordStore(tmp_path), fresh=False)
+    assert [spec.method for spec in outcome.failed] == ["dora"]
+    assert cells_loaded == wanted
+    assert sorted(splits_loaded) == [("piqa", "train"), ("piqa", "validation")]
 
 
 def test_logs_of_cells_of_one_title_are_two(ran: list[RunSpec], tmp_path: Path) -> None:
@@ -106,12 +125,12 @@ def test_a_failure_is_known_until_the_cell_succeeds(
     assert [spec.method for spec in ran] == ["lora", "dora", "dora"]
     assert again.failed.keys() == failed.keys()
 
-    def run_pack(pack: Any, *rest: Any) -> Iterator[RunRecord]:
-        ((spec, inputs),) = pack
-        record = make_record(spec, [0, 1], [0, 1])
-        yield RunRecord(**vars(record) | {"fingerprints": inputs.fingerprints})
+    def run_job(job: Job) -> Iterator[RunRecord]:
+        (cell,) = job.cells
+        record = make_record(cell.spec, [0, 1], [0, 1])
+        yield RunRecord(**vars(record) | {"fingerprints": cell.fingerprints})
 
-    monkeypatch.setattr("harness.run.cell.run_pack", run_pack)
+    monkeypatch.setattr("harness.run.cell.run_job", run_job)
     assert execute(wanted, loader(), store, fresh=False).failed == {}
     after = stored(wanted, store)
     assert (after.failed, len(after.records)) == ({}, 2)
@@ -157,7 +176,7 @@ def test_what_another_process_has_settled_meanwhile_is_taken_over(
         spec, prints = lora, loader().load(lora).fingerprints
         other = make_record(spec, [0, 1], [1, 1])
         store.save(RunRecord(**vars(other) | {"fingerprints": prints}))
-        FailureStore(tmp_path).save(dora, prints, OutOfMemory("elsewhere"))
+        FailureStore(tmp_path).note(dora, prints, OutOfMemory("elsewhere"))
         return locks.taken(path)
 
     monkeypatch.setattr("harness.schedule.work.taken", taken)
@@ -226,7 +245,7 @@ def test_other_prompts_are_another_cell() -> None:
     ours = loader().load(spec)
     theirs = loader(piqa={"choice": "Goal: {question}"}).load(spec)
     assert ours.fingerprints.prompts != theirs.fingerprints.prompts
-    assert theirs.evaluation["piqa"].prompts[0].text.startswith("Goal: ")
+    assert theirs.eval_set("piqa").prompts[0].text.startswith("Goal: ")
 
 
 def test_all_methods_see_the_same_rows_in_the_same_order() -> None:
@@ -234,7 +253,7 @@ def test_all_methods_see_the_same_rows_in_the_same_order() -> None:
         loader().load(spec) for spec in cells(methods=["lora", "dora", "mixlora"], limit_train=50)
     ]
     for other in others:
-        assert other.train == first.train
+        assert other.training_prompts() == first.training_prompts()
         assert other.fingerprints == first.fingerprints
 
 

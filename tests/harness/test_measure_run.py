@@ -139,9 +139,9 @@ def test_a_record_survives_its_file(tmp_path: Path) -> None:
     store = MeasureStore(tmp_path)
     record = make_measure_record(SPECS[0], [{"forward": [0.1, 0.2]}], peak=(7, 3))
     store.save(record)
-    assert store.load(SPECS[0], "abc123") == record
-    assert store.load(SPECS[0], "def456") is None
-    assert store.load(SPECS[1], "abc123") is None
+    assert store.made_with(SPECS[0], "abc123") == record
+    assert store.made_with(SPECS[0], "def456") is None
+    assert store.made_with(SPECS[1], "abc123") is None
 
 
 def test_the_newest_of_any_device_is_found(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_file_that_is_no_record_is_set_aside(text: str, tmp_path: Path, capsys
     path = tmp_path / "measurements" / f"{measurement_id(SPECS[0], 'abc123')}.json"
     path.parent.mkdir()
     path.write_text(text)
-    assert MeasureStore(tmp_path).load(SPECS[0], "abc123") is None
+    assert MeasureStore(tmp_path).made_with(SPECS[0], "abc123") is None
     assert [file.name for file in path.parent.iterdir()] == [f"{path.name}.damaged"]
     assert str(path) in capsys.readouterr().err
 

@@ -21,6 +21,8 @@ from tasks.sources import open_source
 
 from .builders import make_request
 
+pytestmark = pytest.mark.long
+
 Limit = Callable[[int], None]
 
 
@@ -113,7 +115,7 @@ def test_a_resumed_auto_batch_keeps_its_micro_batches(
     def kill(*arguments: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("harness.run.scored.score", kill)
+    monkeypatch.setattr("harness.run.scoring.score", kill)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "killed", "lora", **options)
     monkeypatch.undo()

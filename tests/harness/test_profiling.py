@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from harness.speed.profiling import Profile, Report, call_in_fresh_process, memory
+from harness.speed.profiling import Memory, Profile, Report, call_in_fresh_process, memory
 from harness.speed.profiling.report import MEMORY_SOURCES
 
 from .fake_cuda import FakeCuda
@@ -35,17 +33,10 @@ def wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def assert_latency(report: Report, phase: str, seconds: list[float], tokens: int) -> None:
-    """All of a phase's statistics, against numpy's."""
+    """All times of a phase, and what they are divided by."""
     found = report.latency[phase]
-    per_token = np.array(seconds) / tokens * 1e6
     assert found.seconds == pytest.approx(seconds)
-    assert found.per_token == pytest.approx(per_token)
-    assert found.median == pytest.approx(np.median(per_token))
-    assert found.mean == pytest.approx(per_token.mean())
-    assert found.std == pytest.approx(per_token.std(ddof=1))
-    assert found.minimum == pytest.approx(per_token.min())
-    assert found.q25 == pytest.approx(np.percentile(per_token, 25))
-    assert found.q75 == pytest.approx(np.percentile(per_token, 75))
+    assert found.tokens == tokens
 
 
 def test_interleaved_profiles_time_their_own_counted_runs(wait: Callable[[float], None]) -> None:
@@ -83,14 +74,6 @@ def test_phases_of_one_name_add_up_and_failed_runs_do_not_count(
                 wait(99)
                 raise KeyError
     assert profile.report().latency["step"].seconds == pytest.approx((1.5, 0.75))
-
-
-def test_a_single_run_has_no_spread(wait: Callable[[float], None]) -> None:
-    with Profile("cpu", 2, warmup=0) as profile, profile.run(), profile.phase("step"):
-        wait(3.0)
-    found = profile.report().latency["step"]
-    assert (found.median, found.q25, found.q75) == pytest.approx((1.5e6,) * 3)
-    assert math.isnan(found.std)
 
 
 def test_cuda_is_timed_by_events_and_waited_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,14 +119,16 @@ def grow_by_64_mib(argument: None) -> dict[str, Any]:
     before = bytearray(256 * MIB)
     before[::4096] = b"x" * len(before[::4096])
     del before
+    # The first operation of a kind maps pages of torch's libraries, which count as resident, too.
+    torch.ones(1)
     with Profile("cpu", 1, warmup=0) as profile, profile.run():
         torch.ones(64 * MIB // 4)
     return profile.report().to_json()
 
 
 def test_process_peak_is_the_windows_own() -> None:
-    report = Report.from_json(call_in_fresh_process(f"{__name__}:grow_by_64_mib", None))
-    found = report.memory["process"]
+    report = call_in_fresh_process(f"{__name__}:grow_by_64_mib", None)
+    found = Memory(**report["memory"]["process"])
     if found.reason is not None and "may not be reset" in found.reason:
         pytest.skip(found.reason)
     assert found.peak_bytes is not None
@@ -228,9 +213,11 @@ def test_on_the_cpu_gpu_sources_are_unavailable_and_json_keeps_all() -> None:
         found = report.memory[source]
         assert (found.peak_bytes, found.baseline_bytes) == (None, None)
         assert found.reason == "unavailable: the device is the CPU"
-    assert (report.energy.joules, report.energy.microjoules_per_token) == (None, None)
-    assert report.energy.reason == "unavailable: the device is the CPU"
-    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    (latency,) = report.latency.values()
+    assert json.loads(json.dumps(report.to_json())) == {
+        "latency": {"step": vars(latency) | {"seconds": list(latency.seconds)}},
+        "memory": {source: vars(found) for source, found in report.memory.items()},
+    }
 
 
 @pytest.mark.parametrize(

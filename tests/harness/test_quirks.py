@@ -16,7 +16,8 @@ from harness.cells.quirks import QUIRKS
 from harness.cells.spec import RunSpec, TrainSettings
 from harness.models.weights import MODELS, load_model, resolve
 from harness.run.batches import StepCollator, TrainingSet
-from harness.run.quirk_effects import dropout_modules, freeze_magnitudes
+from harness.run.cell import freeze_magnitudes
+from harness.run.scoring import dropout_modules
 from harness.run.training import fine_tune
 from mixlora import MixLoraConfig
 from mixlora.layer import reset_magnitudes

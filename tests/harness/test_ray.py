@@ -20,6 +20,8 @@ from harness.store.files import OutputError
 from harness.store.records import RecordStore
 from reproduce import main
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ("--tasks", "arc-e", "--methods", "lora,mixlora", "--limit-train", "64", "--limit-eval", "8")
 # Of a table, what is another's whenever it is run.

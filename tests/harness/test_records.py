@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import pytest
 from harness.cells.spec import Fingerprints, RunSpec, TrainSettings, cell_id
 from harness.store.files import save_record, write_atomically
 from harness.store.records import RecordStore
-from harness.store.stamp import stamp
 
 from .builders import make_record, make_spec
 
@@ -28,9 +28,6 @@ def test_a_record_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         assert path.name == f"{record.id}.json"
         assert store.load(record.id) == record
     assert len(store.all()) == 2
-    store.delete(record.id)
-    assert store.load(record.id) is None
-    assert len(store.all()) == 1
 
 
 def changed(value: Any) -> Any:
@@ -143,21 +140,65 @@ def test_what_is_wrong_is_not_repeated_at_length(tmp_path: Path) -> None:
     assert len(str(error.value)) < 3_000
 
 
-def test_old_records_are_read_once_they_are_stamped(tmp_path: Path) -> None:
+def test_a_record_without_checksum_is_refused_and_kept(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
-    old, new = make_record(make_spec(), [0], [0]), make_record(make_spec(seed=1), [0], [1])
-    path = store.save(old)
-    # As they were written before.
-    path.write_text(json.dumps(old.to_json()) + "\n")
-    damaged = store.save(new)
-    damaged.write_text(damaged.read_text().replace('"predictions": [1]', '"predictions": [0]'))
-    with pytest.raises(ValueError, match=r"no checksum.*python -m harness.store.stamp"):
-        store.load(old.id)
-    assert stamp(store.directory) == 1
-    assert store.all() == [old]
-    assert stamp(store.directory) == 0
-    with pytest.raises(ValueError, match="no records"):
-        stamp(tmp_path)
+    record = make_record(make_spec(), [0], [0])
+    path = store.save(record)
+    path.write_text(json.dumps(record.to_json()) + "\n")
+    with pytest.raises(ValueError, match=f"{path.name}: has no checksum.*delete it"):
+        store.load(record.id)
+    assert path.exists()
+
+
+def wrong(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Puts a value where the dots of a name lead; what begins with a digit is a place in a list."""
+
+    def change(content: Any) -> None:
+        *path, last = [int(part) if part.isdigit() else part for part in name.split(".")]
+        for part in path:
+            content = content[part]
+        content[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (wrong("trainable_parameters", True), "trainable_parameters is True: "),
+        (wrong("base_parameters", 0), "base_parameters is 0: "),
+        (wrong("seconds.score", -1.0), "seconds.score is -1.0: "),
+        (wrong("seconds.score", "1"), "seconds.score is '1': "),
+        (wrong("training.rows", 0.5), "training.rows is 0.5: "),
+        (wrong("training.other", 1), "training.other is 1: "),
+        (wrong("provenance.finished", "a\nb"), "provenance.finished: expected a text of one line"),
+        (wrong("provenance.skipped", {"arc-e test": -2}), "provenance.skipped.arc-e test is -2: "),
+        (wrong("tasks.arc-e.truncated", None), "tasks.arc-e.truncated is None: "),
+        (wrong("tasks.arc-e.num_options", []), "tasks.arc-e.num_options is []: "),
+        (wrong("tasks.arc-e.num_options.1", 1), "tasks.arc-e.num_options.1 is 1: "),
+        (wrong("tasks.arc-e.answers.1", 4), "tasks.arc-e: answers: expected 2 places"),
+        (wrong("tasks.arc-e.predictions", [0]), "tasks.arc-e: predictions: expected 2 places"),
+        (wrong("tasks.arc-e.ids", ["a"]), "tasks.arc-e: 1 ids: expected 2"),
+        (wrong("tasks.arc-e.expert_load", [[-1]]), "tasks.arc-e.expert_load.0.0 is -1: "),
+        (wrong("tasks.piqa", None), "tasks.piqa is None: "),
+        (wrong("spec.later", 1), "spec: TypeError: "),
+        (lambda content: content["tasks"].clear(), "tasks are []: expected ['arc-e']"),
+        (lambda content: content["provenance"].pop("commit"), "provenance.commit: Field required"),
+        (lambda content: content.pop("seconds"), "seconds: Field required"),
+    ],
+)
+def test_what_is_wrong_in_a_record_is_named(change: Any, said: str, tmp_path: Path) -> None:
+    store = RecordStore(tmp_path)
+    path = store.save(make_record(make_spec(), [0, 3], [0, 1]))
+    content = json.loads(path.read_text())
+    del content["checksum"]
+    change(content)
+    save_record(path, content)
+    with pytest.raises(ValueError, match=path.name) as error:
+        store.all()
+    assert f"not a record of this version ({said}" in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert path.exists()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:

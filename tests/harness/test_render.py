@@ -13,8 +13,7 @@ from harness.numbers.comparison import LONG_COLUMNS, compare
 from harness.schedule.executor import Outcome
 from harness.show.accuracy import render
 from harness.show.data import TableData
-from harness.store.failures import Failure
-from harness.store.records import RunRecord
+from harness.store.records import Failure, RunRecord
 from harness.tables.main import TABLE
 from tasks import TASK_NAMES
 

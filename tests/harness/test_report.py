@@ -21,7 +21,7 @@ from harness.schedule.executor import Outcome
 from harness.show.data import TableData
 from harness.show.figures import Line, Panel, draw
 from harness.speed.table import MeasuredPlan
-from harness.store.failures import Failure
+from harness.store.records import Failure
 from harness.tables import get_table
 from reproduce import main
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.cells.spec import RunOptions, RunSpec
 from harness.request import single_task
+from harness.run.inputs import Job
 from harness.schedule.executor import execute, stored
-from harness.store.failures import FailureStore
-from harness.store.records import RecordStore, RunRecord
+from harness.store.records import FailureStore, RecordStore, RunRecord
 from reproduce import main
 
 from .builders import make_record, make_request
 from .test_executor import loader
+
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture
@@ -25,15 +26,15 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:
     """The cells that are run, by a stand-in that fails for DoRA."""
     cells: list[RunSpec] = []
 
-    def run_pack(pack: Any, wanted: Any, *rest: Any) -> Iterator[RunRecord]:
-        cells.extend(spec for spec, _ in pack)
-        for spec, inputs in pack:
-            if spec.method == "dora":
+    def run_job(job: Job) -> Iterator[RunRecord]:
+        cells.extend(cell.spec for cell in job.cells)
+        for cell in job.cells:
+            if cell.spec.method == "dora":
                 raise FloatingPointError("training loss is nan at step 3")
-            record = make_record(spec, [0, 1], [0, 1], [0, 1])
-            yield RunRecord(**vars(record) | {"fingerprints": inputs.fingerprints})
+            record = make_record(cell.spec, [0, 1], [0, 1], [0, 1])
+            yield RunRecord(**vars(record) | {"fingerprints": cell.fingerprints})
 
-    monkeypatch.setattr("harness.run.cell.run_pack", run_pack)
+    monkeypatch.setattr("harness.run.cell.run_job", run_job)
     return cells
 
 

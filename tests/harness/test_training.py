@@ -9,7 +9,7 @@ import torch
 from peft import get_peft_model
 
 from harness.cells.spec import TrainSettings
-from harness.run.batches import StepCollator, TrainingSet
+from harness.run.batches import StepCollator, TrainingSet, parts_of
 from harness.run.training import fine_tune
 from mixlora import MixLoraConfig
 from tasks.encoding import TrainingRow
@@ -126,3 +126,56 @@ def test_steps_are_reported() -> None:
 
 def test_the_vocabulary_of_the_rows_fits() -> None:
     assert max(max(row.input_ids) for row in ROWS) < VOCAB
+
+
+def make_step(micro_batches: list[int]) -> list[dict[str, Any]]:
+    """A step of micro-batches of so many rows."""
+    rows = [[("default", ROWS[row % len(ROWS)]) for row in range(size)] for size in micro_batches]
+    return StepCollator(pad_token_id=0, packed=False)([rows])["micro_batches"]
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "batch_size", "accumulation"),
+    [
+        ([6], 6, 1),
+        ([5], 6, 1),
+        ([1], 6, 1),
+        ([6, 6, 2], 18, 3),
+        ([3, 3, 3, 3, 3, 3], 18, 6),
+        ([3, 3, 3, 2], 18, 6),
+        ([2], 18, 6),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_processes_compute_every_row_of_a_step_once(
+    count: int, micro_batches: list[int], batch_size: int, accumulation: int
+) -> None:
+    step = make_step(micro_batches)
+    settings = TrainSettings(batch_size=batch_size, accumulation=accumulation)
+    parts = [parts_of(step, settings, rank, count) for rank in range(count)]
+    whole = [row for each in step for row in zip(*by_row(each), strict=True)]
+    found = [
+        row
+        for own in parts
+        for part in own
+        if part.counts
+        for row in zip(*by_row(part.inputs), strict=True)
+    ]
+    assert sorted(map(str, found)) == sorted(map(str, whole))
+    for own in parts:
+        # DDP adds up once in a step, in every process.
+        assert own
+        for part in own:
+            assert part.inputs["num_items_in_batch"] == step[0]["num_items_in_batch"]
+            if not part.counts:
+                assert (part.inputs["labels"] == -100).all()
+                assert not part.inputs["attention_mask"].any()
+    # Only rows that are shared out are balanced over all, and then by all at the same time.
+    assert len({tuple(part.shared for part in own) for own in parts}) == 1 or not any(
+        part.shared for own in parts for part in own
+    )
+
+
+def by_row(inputs: dict[str, Any]) -> list[Any]:
+    names = ("input_ids", "attention_mask", "position_ids", "labels")
+    return [inputs[name].tolist() for name in names]

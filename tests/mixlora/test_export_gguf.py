@@ -26,6 +26,8 @@ from mixlora.export.gguf_vocab import _LLAMA3
 
 from .export_models import LLAMA3_ROPE, YARN_ROPE, make_adapted, make_base, rope, save
 
+pytestmark = pytest.mark.long
+
 gguf = pytest.importorskip("gguf")
 
 TEXT = (

@@ -1,7 +1,6 @@
 """Calls a function in a new Python process, so that its peak memory is its own.
 
-It also contains the damage: a call that runs out of memory ends that process alone and comes back
-as `OutOfMemory`.
+A call that runs out of memory ends that process alone and is reported as `OutOfMemory`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ import torch
 
 from .memory import one_line
 
-# What it says where the type of the exception does not: torch on the CPU, mmap, C++, CUDA, cuBLAS.
+#: Texts that mean it where the type of an exception does not: of torch on the CPU, mmap, C++, CUDA
+#: and cuBLAS.
 _OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory",
     "Cannot allocate memory",
@@ -46,15 +46,15 @@ def call_in_fresh_process(
     """Call ``function(argument)`` in a new interpreter and return its result.
 
     The process has this one's interpreter, environment, working directory and ``sys.path``, and
-    nothing else of its state: thread counts and seeds go into the argument. Its standard output is
-    discarded; of its standard error, the last line is used in errors.
+    nothing else of its state, so thread counts and seeds belong in the argument. Its standard
+    output is discarded; the last line of its standard error is used in messages of errors.
 
     Args:
         target: "package.module:function", importable.
         argument: A JSON value.
         timeout: Seconds before the process is ended.
         memory_limit_bytes: Limit of its address space (RLIMIT_AS), libraries included.
-        environment: Variables it has beside, or instead of, this process's.
+        environment: Environment variables that are added to this process's, or replace them.
 
     Returns:
         The function's result, a JSON value.
@@ -75,14 +75,15 @@ def call_in_fresh_process(
         request, outcome, errors = (Path(folder, name) for name in ("request", "outcome", "errors"))
         call = {"target": target, "argument": argument, "memory_limit_bytes": memory_limit_bytes}
         request.write_text(json.dumps(call), encoding="utf-8")
-        # The path is set before anything is imported, so that the process finds what this one does.
+        # The path is set before anything is imported, so that the process finds the same modules.
         code = (
             f"import sys; sys.path[:] = {[str(path) for path in sys.path]!r}; "
             f"from {__name__} import answer; answer({str(request)!r}, {str(outcome)!r})"
         )
         with errors.open("wb") as stderr:
             try:
-                status = subprocess.run(
+                # The code is written above; what comes from outside is quoted in it.
+                status = subprocess.run(  # noqa: S603
                     [sys.executable, "-c", code],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
@@ -121,7 +122,7 @@ def answer(request: str, outcome: str) -> None:
         text = json.dumps({"result": result})
     except Exception as error:
         text = json.dumps({"error": one_line(error), "out_of_memory": is_out_of_memory(error)})
-    # Whole or not at all: the process may be killed at any time.
+    # The process may be killed at any time, and the file must then be whole or absent.
     partial = Path(f"{outcome}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(outcome)

@@ -1,10 +1,18 @@
-"""One meter per memory source: its value at entry, its peak until exit, or why there is none."""
+"""Memory of a process and of a GPU: the value at entry, the peak until exit, or why there is none.
+
+Everything that can be missing (NVML's Python module, its library, a matching driver, a process list
+that has this process) becomes a reason, never a zero and never an exception.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .report import MEMORY_SOURCES, Memory
 
@@ -73,12 +81,12 @@ class Meter:
     def sample(self) -> None:
         """Raise the peak to what the source says now."""
         value = self._try(self._read_peak) if self._failure is None else None
-        # A peak from before the window says nothing of the window until it is exceeded.
+        # A peak from before the window says nothing about the window until it is exceeded.
         if value is not None and (self._stale_peak is None or value > self._stale_peak):
             self._peak = value if self._peak is None else max(self._peak, value)
 
     def result(self) -> Memory:
-        """What was found until now."""
+        """The memory that was found until now."""
         if self._failure is not None or self._peak is None:
             return Memory.unavailable(self.source, self._failure or self._not_found)
         description = MEMORY_SOURCES[self.source]
@@ -97,8 +105,8 @@ class Meter:
 def process_meter() -> Meter:
     """Resident host memory of this process (Linux).
 
-    What the C library kept of memory freed before the window counts as baseline and can be used
-    again without a rise, so a figure to publish is taken in a fresh process.
+    Memory that was freed before the window, and that the C library has kept, counts as baseline and
+    can be used again without a rise. So a figure to publish is taken in a fresh process.
 
     Source: proc_pid_status(5), VmRSS and VmHWM; proc_pid_clear_refs(5), value 5.
     """
@@ -122,3 +130,86 @@ def _status_bytes(field: str) -> int:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="ascii")
+
+
+class NvmlWindow:
+    """One GPU between `start` and `stop`.
+
+    Args:
+        uuid: The GPU, "GPU-...".
+        nvml: An object with pynvml's functions; None imports pynvml (package nvidia-ml-py).
+        interval: Seconds between two samples of memory.
+    """
+
+    def __init__(self, uuid: str, nvml: Any | None, interval: float) -> None:
+        self._uuid = uuid
+        self._nvml: Any = nvml
+        self._interval = interval
+        self._initialised = False
+        self._handle: Any = None
+        self._failure: str | None = None
+        self._meters = [
+            Meter("nvml_device", self._device_bytes, self._device_bytes),
+            Meter("nvml_process", self._process_bytes, self._process_bytes),
+        ]
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Connect, take the values at entry and begin to sample."""
+        try:
+            self._connect()
+        except Exception as error:
+            self._failure = one_line(error)
+            return
+        for meter in self._meters:
+            meter.start()
+        self._thread = threading.Thread(target=self._sample, name="nvml-sampler", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take the last values, end the thread and disconnect; safe after a failed `start`."""
+        if self._thread is not None:
+            self._stopping.set()
+            self._thread.join()
+            for meter in self._meters:
+                meter.sample()
+        if self._initialised:
+            try:
+                self._nvml.nvmlShutdown()
+            except Exception as error:
+                warnings.warn(f"NVML did not shut down: {one_line(error)}", stacklevel=2)
+
+    def memory(self) -> list[Memory]:
+        """Peak of the whole device and of this process."""
+        if self._failure is not None:
+            return [Memory.unavailable(meter.source, self._failure) for meter in self._meters]
+        return [meter.result() for meter in self._meters]
+
+    def _connect(self) -> None:
+        if self._nvml is None:
+            import pynvml
+
+            self._nvml = pynvml
+        self._nvml.nvmlInit()
+        self._initialised = True
+        self._handle = self._nvml.nvmlDeviceGetHandleByUUID(self._uuid)
+
+    def _sample(self) -> None:
+        while not self._stopping.wait(self._interval):
+            for meter in self._meters:
+                meter.sample()
+
+    def _device_bytes(self) -> int:
+        return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+
+    def _process_bytes(self) -> int:
+        pid = os.getpid()
+        listed = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)
+        for process in listed or ():
+            if process.pid == pid:
+                if not process.usedGpuMemory:
+                    raise NotFound("NVML lists this process without its memory")
+                return int(process.usedGpuMemory)
+        # Inside a container NVML has the host's numbers, or no list at all.
+        raise NotFound(f"NVML's list of {len(listed or ())} processes has none with pid {pid}")

@@ -1,19 +1,120 @@
-"""`Profile`, the context manager that measures repeated runs of a workload, phase by phase."""
+"""`Profile`, a context manager that measures repeated runs of a workload, phase by phase."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
-from .devices import Cpu, Cuda, device_of
-from .memory import Meter, NotFound, process_meter
-from .nvml import NvmlWindow
-from .report import MEMORY_SOURCES, Energy, Latency, Memory, Report
+import torch
 
-# Profiles that are open now. The kernel and torch's allocator keep one peak each: opening a profile
-# resets it, so those already open read it first.
+from .memory import Meter, NvmlWindow, process_meter
+from .report import MEMORY_SOURCES, Latency, Memory, Report
+
+
+class Cpu:
+    """Wall time of the calling thread's work."""
+
+    clock = "perf_counter"
+
+    def mark(self) -> float:
+        """A point in time."""
+        return time.perf_counter()
+
+    def seconds(self, start: float, end: float) -> float:
+        """Seconds between two marks."""
+        return end - start
+
+    def synchronize(self) -> None:
+        """Nothing: work on the CPU is done when its call returns."""
+
+    def meters(self) -> list[Meter]:
+        """None: torch keeps no count of host memory."""
+        return []
+
+
+class Cuda:
+    """Events on the device's current stream: nothing waits between two marks.
+
+    Args:
+        device: A CUDA device; without an index, the current one.
+
+    Raises:
+        ValueError: torch sees no such device.
+    """
+
+    clock = "cuda events"
+
+    def __init__(self, device: torch.device) -> None:
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise ValueError(f"device {str(device)!r}: torch sees no CUDA device; use 'cpu'")
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if index >= count:
+            raise ValueError(f"device {str(device)!r}: torch sees cuda:0 to cuda:{count - 1} only")
+        self.index = index
+
+    @property
+    def uuid(self) -> str:
+        """The device's name in NVML, whose indices CUDA_VISIBLE_DEVICES does not shift."""
+        return f"GPU-{torch.cuda.get_device_properties(self.index).uuid}"
+
+    def mark(self) -> Any:
+        """A point in the stream."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.index))
+        return event
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two marks; only after `synchronize`."""
+        return start.elapsed_time(end) / 1e3
+
+    def synchronize(self) -> None:
+        """Wait until the device has done all its work."""
+        torch.cuda.synchronize(self.index)
+
+    def meters(self) -> list[Meter]:
+        """Torch's allocator, by what tensors take and by what it holds."""
+        cuda, index = torch.cuda, self.index
+
+        def reset() -> None:
+            cuda.reset_peak_memory_stats(index)
+
+        return [
+            Meter(
+                "torch_allocated",
+                lambda: cuda.memory_allocated(index),
+                lambda: cuda.max_memory_allocated(index),
+                reset,
+            ),
+            Meter(
+                "torch_reserved",
+                lambda: cuda.memory_reserved(index),
+                lambda: cuda.max_memory_reserved(index),
+                reset,
+            ),
+        ]
+
+
+def device_of(name: str) -> Cpu | Cuda:
+    """The device called name: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: It is none of these, or torch does not see it.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r}: expected 'cpu', 'cuda' or 'cuda:N'")
+    return Cpu() if device.type == "cpu" else Cuda(device)
+
+
+#: Profiles that are open now. The kernel and torch's allocator keep one peak each, which is reset
+#: when a profile is opened, so the others read it before that.
 _open_profiles: list[Profile] = []
 
 
@@ -21,9 +122,8 @@ class Profile:
     """Measures what runs inside it; see the package's example.
 
     Two profiles may be open at once and take turns, run by run: latency is each one's own, while
-    memory and energy are those of the whole time a profile was open, whoever used them. Energy
-    counts from the first counted run to the end. Latency on CUDA is read from events, with a
-    synchronisation before the first counted run and at the end only.
+    memory is that of the whole time a profile was open, whoever used it. Latency on CUDA is read
+    from events, with a synchronisation before the first counted run and at the end only.
 
     Args:
         device: Where the workload runs: "cpu", "cuda" or "cuda:N".
@@ -103,9 +203,8 @@ class Profile:
             raise ValueError("run() belongs inside the profile's with block")
         if self._run is not None:
             raise ValueError("run() inside another run() of the same profile")
-        if self._nvml is not None and len(self._runs) == self._warmup:
+        if len(self._runs) == self._warmup:
             self._device.synchronize()
-            self._nvml.begin_energy()
         self._run = {}
         try:
             yield
@@ -143,7 +242,7 @@ class Profile:
             )
         names = dict.fromkeys(name for run in counted for name in run)
         latency = {name: self._latency(name, counted) for name in names}
-        return Report(latency, self._memory(), self._energy(len(counted)))
+        return Report(latency, self._memory())
 
     def _latency(self, name: str, runs: list[dict[str, list[tuple[Any, Any]]]]) -> Latency:
         found = [run[name] for run in runs if name in run]
@@ -162,15 +261,6 @@ class Profile:
             source: found.get(source) or Memory.unavailable(source, "the device is the CPU")
             for source in MEMORY_SOURCES
         }
-
-    def _energy(self, runs: int) -> Energy:
-        if self._nvml is None:
-            return Energy(None, None, "unavailable: the device is the CPU")
-        try:
-            joules = self._nvml.joules()
-        except NotFound as error:
-            return Energy(None, None, f"unavailable: {error}")
-        return Energy(joules, joules / (runs * self._tokens) * 1e6, None)
 
     def _sample(self) -> None:
         for meter in self._meters:

@@ -6,9 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft import LoraConfig, PromptTuningConfig, VeraConfig
+import torch
+from peft import LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.cells.presets import get_preset
+from harness.models.weights import TINY_BASE
+from harness.run.cell import target_modules
 from harness.study.arms import peft_config
 from harness.study.file import Arm, read_study
 from mixlora import MixLoraConfig
@@ -82,3 +86,22 @@ def test_all_arms_of_the_studies_can_be_made(name: str) -> None:
     for key, arm in study.arms.items():
         config = peft_config(arm, TARGETS, adapters.get(arm.method or "", {}))
         assert (config is None) == (key == "base")
+
+
+def test_parameters_of_the_arms_are_as_the_study_says() -> None:
+    study = read_study(STUDIES / "tiny-fair.toml").study
+    adapters = get_preset(study.preset).adapters
+    trained = {}
+    for key in ("lora", "lora-ffn", "mixlora", "mixlora-one-small"):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY_BASE))
+        arm = study.arms[key]
+        config = peft_config(arm, target_modules("llama"), adapters[arm.method or ""])
+        assert config is not None
+        with torch.device("meta"):
+            adapted = get_peft_model(model, config)
+        trained[key] = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert trained["lora-ffn"] == 215_040
+    assert trained["mixlora"] == 217_088
+    assert trained["lora"] == pytest.approx(trained["mixlora"], rel=0.06)
+    assert trained["mixlora-one-small"] < trained["mixlora"] / 4

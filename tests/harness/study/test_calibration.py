@@ -8,6 +8,8 @@ import pytest
 from harness.study import statistics
 from harness.study.statistics import Estimate, estimate, judge
 
+pytestmark = pytest.mark.long
+
 #: Standard deviations of seeds, of questions, and of the rest, in what decides an answer.
 SPREADS = {
     "noise alone": (0.0, 0.0, 0.45),
