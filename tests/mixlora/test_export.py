@@ -537,6 +537,7 @@ checkpoint._bytes = slow
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_a_killed_export_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     base, adapter = save(make_adapted(make_base("llama")), tmp_path)
     to = tmp_path / "results" / "model"
@@ -559,6 +560,7 @@ def test_a_killed_export_leaves_nothing_that_looks_finished(tmp_path: Path) -> N
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_an_interrupted_export_cleans_up(tmp_path: Path) -> None:
     base, adapter = save(make_adapted(make_base("llama")), tmp_path)
     to = tmp_path / "results" / "model"
@@ -577,6 +579,7 @@ def test_an_interrupted_export_cleans_up(tmp_path: Path) -> None:
     assert list(to.parent.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.long
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     """The system itself refuses to write more than so many bytes, in the middle of a file."""
@@ -618,6 +621,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, result.num_by
 """
 
 
+@pytest.mark.long
 @pytest.mark.long
 def test_it_streams(tmp_path: Path) -> None:
     """A result of 250 MB from a base of 55 MB, with less than a layer of it in memory."""
