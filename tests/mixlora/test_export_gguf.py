@@ -378,8 +378,8 @@ def test_llama_cpp_computes_the_same(
     prompt = torch.randint(4, 400, (33,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = ours(model, prompt)
     some = tokenizer.convert_tokens_to_ids("a")
-    # Rounding can send a token whose experts are a close decision elsewhere, so for the rounded types
-    # the mean is looked at.
+    # Rounding can send a token whose experts are a close decision elsewhere, so the mean is what is
+    # looked at for the rounded types.
     bounds = {"F32": 1e-4, "F16": 0.01, "Q8_0": 0.2}
     for kind, bound in bounds.items():
         result = mixlora.export(
