@@ -526,8 +526,8 @@ def run(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
 
 #: Makes every tensor of a result take a while.
 SLOW = """
-import time
-import mixlora.export.checkpoint as checkpoint
+import importlib, time
+checkpoint = importlib.import_module("mixlora.export.checkpoint")
 original = checkpoint._bytes
 def slow(*arguments):
     time.sleep(0.05)

@@ -378,13 +378,16 @@ def test_llama_cpp_computes_the_same(
     prompt = torch.randint(4, 400, (33,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = ours(model, prompt)
     some = tokenizer.convert_tokens_to_ids("a")
-    bounds = {"F32": 1e-4, "F16": 0.05, "Q8_0": 1.0}
+    # Rounding can send a token whose experts are a close decision elsewhere, so for the rounded types
+    # the mean is looked at.
+    bounds = {"F32": 1e-4, "F16": 0.01, "Q8_0": 0.2}
     for kind, bound in bounds.items():
         result = mixlora.export(
             model, tmp_path / kind, format="gguf", dtype=kind, tokenizer=tokenizer
         )
         found = log_probabilities(llama_cpp, result.files[0], prompt, len(prompt), 420, some)
-        assert (found - expected).abs().max() < bound, kind
+        difference = (found - expected).abs()
+        assert (difference.max() if kind == "F32" else difference.mean()) < bound, kind
     with model.disable_adapter():
         assert (ours(model, prompt) - expected).abs().max() > 1.0
 
