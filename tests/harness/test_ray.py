@@ -78,15 +78,11 @@ def lines(table: str) -> list[str]:
 
 
 @needs_ray
-def test_a_killed_workers_cell_is_tried_again_and_the_table_is_the_same(tmp_path: Path) -> None:
-    here = subprocess.run(
-        [sys.executable, "reproduce.py", *GRID, "--output", str(tmp_path / "here")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert here.returncode == 0, here.stderr
+def test_a_killed_workers_cell_is_tried_again_and_the_table_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*GRID, "--output", str(tmp_path / "here")]) == 0
+    here = capsys.readouterr().out
     output = tmp_path / "ray"
     process = start(output)
     cell = wait_for_checkpoint(process, output)
@@ -94,7 +90,7 @@ def test_a_killed_workers_cell_is_tried_again_and_the_table_is_the_same(tmp_path
     os.kill(worker, signal.SIGKILL)
     printed, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
-    assert lines(printed) == lines(here.stdout)
+    assert lines(printed) == lines(here)
     for kind in (".csv", ".json"):
         made = [folder / "tables" / f"main{kind}" for folder in (output, tmp_path / "here")]
         assert made[0].read_bytes() == made[1].read_bytes()
