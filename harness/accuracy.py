@@ -13,7 +13,7 @@ from tasks.sources import open_source
 
 from .cells.spec import LOCAL, RunOptions, RunSpec
 from .models.quantise import check_quantize
-from .models.weights import MODELS, resolve, resolve_device
+from .models.weights import find_model, resolve, resolve_device
 from .numbers.comparison import compare
 from .options import General, Option, options_of
 from .request import Request, TableLayout
@@ -65,7 +65,7 @@ class AccuracyTable(TableLayout):
             raise ValueError(
                 "--verify draws from all stored cells: no --shard and no --executor ray"
             )
-        device = _device(request.device, general.render_only)
+        device = checked_device(request.device, general.render_only)
         request = dataclasses.replace(request, device=device)
         _check_processes(request, options)
         by_setting = self.cells(request)
@@ -74,7 +74,7 @@ class AccuracyTable(TableLayout):
         return AccuracyPlan(table, request, options, by_setting, general.output)
 
 
-def _device(name: str, any_device: bool) -> str:
+def checked_device(name: str, any_device: bool) -> str:
     """The device that cells are run on; as it is named where stored records of any are rendered."""
     # Rendering stored records loads no torch.
     device = name if any_device else resolve_device(name)
@@ -85,6 +85,28 @@ def _device(name: str, any_device: bool) -> str:
             f"with CUDA_VISIBLE_DEVICES={device.partition(':')[2]} and --device cuda"
         )
     return device
+
+
+def input_loader(request: Request, models: Sequence[str]) -> InputLoader:
+    """What finds the inputs of cells.
+
+    Args:
+        request: where rows, prompts and weights come from.
+        models: names of the models of the cells.
+
+    Raises:
+        ValueError: Weights, data or prompts cannot be used.
+    """
+    if request.model_path is not None and len(models) > 1:
+        raise ValueError(
+            f"--model-path is for one model, but {len(models)} are asked for; "
+            f"choose one of {', '.join(models)} with --models"
+        )
+    check_quantize(request.quantize)
+    source = open_source(request.data_dir, bundled=request.data == "bundled")
+    weights = {name: resolve(find_model(name), request.model_path) for name in models}
+    templates = load_templates(request.prompts) if request.prompts else {}
+    return InputLoader(source, weights, templates, request.skip_bad_rows)
 
 
 def _check_processes(request: Request, options: RunOptions) -> None:
@@ -143,7 +165,7 @@ class AccuracyPlan:
             ValueError: Weights, data, prompts or a stored record cannot be used.
             OutputError: A result cannot be written.
         """
-        store, loader = RecordStore(self.output), self._loader()
+        store, loader = RecordStore(self.output), input_loader(self.request, self.request.models)
         count = self.request.verify
         if count is not None:
             results = verify(self.cells, loader, store, count, self.options)
@@ -157,19 +179,6 @@ class AccuracyPlan:
             ValueError: A stored record cannot be read.
         """
         return self._render(stored(self.cells, RecordStore(self.output)))
-
-    def _loader(self) -> InputLoader:
-        request = self.request
-        if request.model_path is not None and len(request.models) > 1:
-            raise ValueError(
-                f"--model-path is for one model, but {len(request.models)} are asked for; "
-                f"choose one of {', '.join(request.models)} with --models"
-            )
-        check_quantize(request.quantize)
-        source = open_source(request.data_dir, bundled=request.data == "bundled")
-        weights = {name: resolve(MODELS[name], request.model_path) for name in request.models}
-        templates = load_templates(request.prompts) if request.prompts else {}
-        return InputLoader(source, weights, templates, request.skip_bad_rows)
 
     def _render(self, outcome: Outcome) -> TableData:
         outcome = dataclasses.replace(

@@ -13,6 +13,7 @@ import argparse
 import logging
 import shlex
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from .messages import setup_logging, short
@@ -20,6 +21,7 @@ from .options import General, add_arguments
 from .run import processes
 from .store.files import OutputError, check_writable
 from .store.stopping import Stopped, stoppable
+from .study.plan import StudyTable
 from .tables import Table, get_table, table_names
 
 logger = logging.getLogger(__name__)
@@ -110,19 +112,28 @@ def parse(arguments: list[str]) -> tuple[Table, dict[str, Any]]:
         default="main",
         help=f"table to make: {', '.join(table_names())} (default: main)",
     )
+    chooser.add_argument(
+        "--study",
+        type=Path,
+        metavar="FILE",
+        help="make the table of a study file instead, such as studies/tiny-fair.toml",
+    )
     chosen, others = chooser.parse_known_args(arguments)
-    table = get_table(chosen.table)
+    study = vars(chosen).pop("study", None)
+    table = get_table(chosen.table) if study is None else StudyTable(study)
+    asked = f"--table {table.name}" if study is None else f"--study {study}"
     parser = _Parser(
         prog="reproduce.py",
         parents=[chooser],
         description="Reproduce the tables of the MixLoRA paper, measured beside reported.",
-        epilog=f"These are the options of --table {table.name}; every table has its own. What is "
+        epilog=f"These are the options of {asked}; every table has its own. What is "
         "finished is stored under OUTPUT and not run again unless asked to.",
     )
     add_arguments(parser, table.options())
     given, unknown = parser.parse_known_args(others)
     if unknown:
-        parser.error(f"--table {table.name} takes no {unknown[0]}")
+        parser.error(f"{asked} takes no {unknown[0]}")
     values = vars(given)
     values.pop("table")
+    values.pop("study", None)
     return table, values

@@ -33,6 +33,38 @@ def select(examples: Sequence[Example], limit: int | None, seed: int = 0) -> lis
     return [examples[row] for row in sorted(rows)]
 
 
+def split_validation(
+    examples: Sequence[Example], share: float, least: int
+) -> tuple[list[Example], list[Example]]:
+    """Cuts validation examples from a training split.
+
+    Those with the smallest SHA-256 of their id are taken, so that the choice depends on nothing but
+    the ids: not on their order, a seed, or a method.
+
+    Args:
+        examples: the whole training split.
+        share: part of the examples that is wanted, a fraction.
+        least: number of validation examples that are taken at least.
+
+    Returns:
+        (examples to train on, validation examples), both in the order given.
+
+    Raises:
+        ValueError: No example would be left to train on.
+    """
+    number = max(round(share * len(examples)), least)
+    if number >= len(examples):
+        raise ValueError(
+            f"{number} validation rows of {len(examples)} training rows leave none to train on"
+        )
+    by_hash = sorted(examples, key=lambda each: hashlib.sha256(each.id.encode()).digest())
+    validation = {each.id for each in by_hash[:number]}
+    return (
+        [each for each in examples if each.id not in validation],
+        [each for each in examples if each.id in validation],
+    )
+
+
 def mix(parts: Sequence[tuple[Task, Sequence[Example]]], seed: int) -> list[tuple[Task, Example]]:
     """Returns the examples of several tasks, each with its task, in one order shuffled by `seed`.
 

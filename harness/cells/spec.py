@@ -25,6 +25,13 @@ LOCAL, RAY = "local", "ray"
 EXECUTORS = (LOCAL, RAY)
 
 
+#: What becomes of a mixture's router in training.
+TRAINED, FROZEN, UNIFORM = "trained", "frozen", "uniform"
+
+#: The rows that a cell is scored on: its tasks' own, or those cut from the training split.
+EVALUATION, VALIDATION = "evaluation", "validation"
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """How a cell is fine-tuned.
@@ -40,6 +47,11 @@ class TrainSettings:
         weight_decay: AdamW's weight decay, applied to all adapter parameters.
         group_by_length: whether batches are made of rows of like length, to save padding, and then
             shuffled.
+        router: what becomes of a mixture's router: it is "trained"; "frozen" as it was drawn at
+            random; or "uniform": it selects the experts, and each selected one has the weight 1/K.
+        router_rate_factor: factor on the learning rate of a mixture's router.
+        lora_plus_ratio: learning rate of B divided by that of A (LoRA+, arXiv 2402.12354); None for
+            the same rate.
     """
 
     epochs: int = 2
@@ -49,11 +61,31 @@ class TrainSettings:
     cutoff: int = 512
     weight_decay: float = 0.01
     group_by_length: bool = True
+    router: str = TRAINED
+    router_rate_factor: float = 1.0
+    lora_plus_ratio: float | None = None
 
     @property
     def micro_batch_size(self) -> int:
         """Rows per forward pass."""
         return self.batch_size // self.accumulation
+
+
+#: The fields of `TrainSettings` that were added later.
+_LATER_SETTINGS = ("router", "router_rate_factor", "lora_plus_ratio")
+
+
+def hashable(value: Any) -> Any:
+    """A setting's value with tuples in place of lists.
+
+    Raises:
+        ValueError: It holds a table, which no setting of a cell can be.
+    """
+    if isinstance(value, list | tuple):
+        return tuple(hashable(each) for each in value)
+    if isinstance(value, dict):
+        raise ValueError(f"{value!r}: expected text, a number, true or false, or a list of them")
+    return value
 
 
 @dataclass(frozen=True)
@@ -80,6 +112,10 @@ class RunSpec:
         quirks: names of the `quirks.QUIRKS` that are on and make a difference to the cell.
         packed_with: titles of the cells that it is trained together with, on which rounding and
             dropout masks depend.
+        validation: which rows of each training split are cut as validation rows and not trained on:
+            their share, and the least number of them (see `tasks.data.split_validation`); None for
+            none.
+        scored_on: the rows that are scored, "evaluation" or "validation".
     """
 
     model: str
@@ -100,6 +136,8 @@ class RunSpec:
     quantize: str | None = None
     quirks: tuple[str, ...] = ()
     packed_with: tuple[str, ...] = ()
+    validation: tuple[float, int] | None = None
+    scored_on: str = EVALUATION
 
     @property
     def is_mixture(self) -> bool:
@@ -117,20 +155,28 @@ class RunSpec:
     @property
     def title(self) -> str:
         """Short text for progress and messages."""
-        method = " ".join(filter(None, (self.method, self.varied, self.quantize, *self.quirks)))
+        rate = ""
+        if self.train is not None and self.validation is not None:
+            rate = f"lr {self.train.learning_rate:g}"
+        parts = (self.method, self.varied, rate, self.quantize, *self.quirks)
+        method = " ".join(filter(None, parts))
         by = "" if self.evaluator == OWN else f" by {self.evaluator}"
         return f"{self.model} {method} {'+'.join(self.eval_tasks)} seed {self.seed}{by}"
 
     def to_json(self) -> dict[str, Any]:
         """The fields in plain JSON types.
 
-        Fields with a default were added later. They are left out where they have it, so that the
-        ids of cells stored before stay as they are.
+        Fields with a default were added later, and of the training settings `_LATER_SETTINGS`. They
+        are left out where they have it, so that the ids of cells stored before stay as they are.
         """
         data = json.loads(json.dumps(dataclasses.asdict(self)))
         for field in dataclasses.fields(self):
             if getattr(self, field.name) == field.default:
                 del data[field.name]
+        if self.train is not None:
+            for name in _LATER_SETTINGS:
+                if getattr(self.train, name) == getattr(TrainSettings, name):
+                    del data["train"][name]
         return data
 
     @classmethod
@@ -143,7 +189,9 @@ class RunSpec:
         values = dict(data)
         values["train_tasks"] = tuple(data["train_tasks"])
         values["eval_tasks"] = tuple(data["eval_tasks"])
-        values["adapter"] = tuple((name, value) for name, value in data["adapter"])
+        values["adapter"] = tuple((name, hashable(value)) for name, value in data["adapter"])
+        if "validation" in data:
+            values["validation"] = tuple(data["validation"])
         for name in ("quirks", "packed_with"):
             values[name] = tuple(data.get(name, ()))
         values["train"] = None if data["train"] is None else TrainSettings(**data["train"])

@@ -88,6 +88,16 @@ MODELS: dict[str, ModelSource] = {
 }
 
 
+def find_model(name: str) -> ModelSource:
+    """The source of a model: one of `MODELS`, or any repository of the hub by its id.
+
+    A name without a slash that is not one of `MODELS` has no weights but those of --model-path.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    return ModelSource(name, hub_id=name if "/" in name else None)
+
+
 def resolve(model: ModelSource, model_path: Path | None = None) -> ResolvedWeights:
     """Finds a model's weights: `model_path` if given, else bundled, a GGUF package, or the hub.
 

@@ -6,24 +6,25 @@ import dataclasses
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from peft import PeftModel, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mixlora.checks import require_effect
+from mixlora.checks import NoEffectError, require_effect
 from mixlora.families import get_family
 from mixlora.layer import reset_magnitudes
 from mixlora.quantised import prepare_quantised
+from mixlora.router import Router
 from tasks.encoding import encode_training
 
 from ..cells.methods import BASE, get_method
-from ..cells.spec import RunSpec, TrainSettings
+from ..cells.spec import TRAINED, UNIFORM, RunSpec, TrainSettings
 from ..messages import first_line
 from ..models.weights import load_model
 from ..store.records import RunRecord
@@ -61,12 +62,20 @@ def add_adapter(
     The first adapter freezes the base and is active and trainable; further ones, which must be of
     the same method, are neither.
     """
-    targets = target_modules(cast(Any, model).config.model_type)
-    config = get_method(method).config(targets, settings)
+    own = {key: _listed(value) for key, value in settings.items()}
+    targets = own.pop("target_modules", None)
+    if targets is None:
+        targets = target_modules(cast(Any, model).config.model_type)
+    config = get_method(method).config(targets, own)
     if isinstance(model, PeftModel):
         model.add_adapter(name, config)
         return model
     return get_peft_model(cast(Any, model), config, name)
+
+
+def _listed(value: Any) -> Any:
+    """A setting's value with lists for the tuples that a cell holds."""
+    return [_listed(each) for each in value] if isinstance(value, tuple) else value
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -236,6 +245,7 @@ def _train(
         ]
         sets[name] = TrainingSet(rows, cell.spec.seed)
     cast(PeftModel, model).set_requires_grad(list(sets))
+    control_router(model, train.router)
     frozen_magnitude = "frozen-dora-magnitude" in spec.quirks
     if frozen_magnitude:
         freeze_magnitudes(model)
@@ -276,6 +286,29 @@ def freeze_magnitudes(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
+def control_router(model: nn.Module, router: str) -> None:
+    """Do to the routers of all mixtures what `TrainSettings.router` says.
+
+    A router that is not trained adds no auxiliary loss, which would have nothing to act on.
+    """
+    if router == TRAINED:
+        return
+    for module in model.modules():
+        if isinstance(module, Router):
+            if router == UNIFORM:
+                module.choose = _uniform(module.choose)  # type: ignore[method-assign]
+            else:
+                module.requires_grad_(False)
+
+
+def _uniform(choose: Callable[..., Any]) -> Callable[..., Any]:
+    def chosen(probabilities: Tensor, row_length: int) -> tuple[Tensor, Tensor, None]:
+        weights, selected, _ = choose(probabilities, row_length)
+        return torch.full_like(weights, 1 / weights.shape[1]), selected, None
+
+    return chosen
+
+
 def _made_by(spec: RunSpec, train: TrainSettings) -> dict[str, Any]:
     """What the numbers of a training depend on beside its cell."""
     facts = _provenance(spec)
@@ -294,7 +327,16 @@ def _check_effect(model: nn.Module, tokenizer: Any, rows: EvalSet) -> None:
     texts = [prompt.text for prompt in rows.prompts[:4]]
     batch = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=128)
     device = next(model.parameters()).device
-    require_effect(model, batch["input_ids"].to(device), batch["attention_mask"].to(device))
+    ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    if any("lora_B" in name for name, _ in model.named_parameters()):
+        require_effect(model, ids, mask)
+        return
+    # The other methods of PEFT have no matrix that could be set to zero.
+    with torch.inference_mode(), cast(PeftModel, model).disable_adapter():
+        plain = model(input_ids=ids, attention_mask=mask).logits
+    with torch.inference_mode():
+        if torch.equal(plain, model(input_ids=ids, attention_mask=mask).logits):
+            raise NoEffectError("the adapter leaves the base model's logits unchanged")
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:

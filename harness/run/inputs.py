@@ -17,13 +17,20 @@ from typing import Any, cast
 
 from tasks import Example, get_task
 from tasks.base import Scoring, Task
-from tasks.data import fingerprint, mix, select
+from tasks.data import fingerprint, mix, select, split_validation
 from tasks.prompts import Prompt, prompt_fingerprint, render
 from tasks.sources import DataError, Source
 
 from ..cells.packing import pack_id
 from ..cells.quirks import is_arc
-from ..cells.spec import Fingerprints, RunOptions, RunSpec, TrainSettings, cell_id
+from ..cells.spec import (
+    VALIDATION,
+    Fingerprints,
+    RunOptions,
+    RunSpec,
+    TrainSettings,
+    cell_id,
+)
 from ..models.weights import ResolvedWeights
 
 logger = logging.getLogger(__name__)
@@ -31,8 +38,12 @@ logger = logging.getLogger(__name__)
 #: The labels that the released code scores ARC over; see `harness.cells.quirks`.
 _ARC_LABELS = tuple(f" {label}" for label in "1234ABCDE")
 
-#: (task, split, most rows taken or None for all).
-_Selection = tuple[str, str, int | None]
+#: The part of a training split that is trained on.
+_TRAINED = "training"
+
+#: (task, split, most rows taken or None for all, how validation rows are cut from the split or None
+#: for not at all, which of the two parts is taken).
+_Selection = tuple[str, str, int | None, tuple[float, int] | None, str]
 
 
 @dataclass(frozen=True)
@@ -186,12 +197,15 @@ class InputLoader:
         train, train_prints = {}, []
         for name in spec.train_tasks:
             split = get_task(name).train_split
-            train[name], rows_print = self._selected(name, split, spec.limit_train)
+            key = (name, split, spec.limit_train, spec.validation, _TRAINED)
+            train[name], rows_print = self._selected(key)
             train_prints.append(rows_print)
         evaluation, eval_prints = {}, []
         for name in spec.eval_tasks:
-            split = get_task(name).eval_split
-            evaluation[name], rows_print = self._selected(name, split, spec.limit_eval)
+            split = _scored_split(name, spec)
+            cut = spec.validation if spec.scored_on == VALIDATION else None
+            key = (name, split, spec.limit_eval, cut, spec.scored_on)
+            evaluation[name], rows_print = self._selected(key)
             eval_prints.append(rows_print)
 
         names = sorted({*train, *evaluation})
@@ -223,11 +237,15 @@ class InputLoader:
             },
         )
 
-    def _selected(self, name: str, split: str, limit: int | None) -> tuple[list[Example], str]:
+    def _selected(self, key: _Selection) -> tuple[list[Example], str]:
         """The rows that a cell takes of a split, and their hash."""
-        key = (name, split, limit)
         if key not in self._selections:
-            rows = select(self._split(name, split), limit)
+            name, split, limit, cut, part = key
+            rows = self._split(name, split)
+            if cut is not None:
+                trained, validation = split_validation(rows, *cut)
+                rows = validation if part == VALIDATION else trained
+            rows = select(rows, limit)
             self._selections[key] = rows, fingerprint(rows)
         return self._selections[key]
 
@@ -245,8 +263,14 @@ class InputLoader:
 def _splits_of(spec: RunSpec) -> list[tuple[str, str]]:
     """(task, split) of everything that a cell reads."""
     return [(name, get_task(name).train_split) for name in spec.train_tasks] + [
-        (name, get_task(name).eval_split) for name in spec.eval_tasks
+        (name, _scored_split(name, spec)) for name in spec.eval_tasks
     ]
+
+
+def _scored_split(name: str, spec: RunSpec) -> str:
+    """The split that a task's scored rows are from."""
+    task = get_task(name)
+    return task.train_split if spec.scored_on == VALIDATION else task.eval_split
 
 
 def _digest(parts: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from statistics import mean
 from typing import Any, cast
 
 from peft.tuners.lora import LoraLayer
@@ -69,7 +70,7 @@ class Scorer:
                 found = score_with_lm_eval(
                     self.model, self.tokenizer, rows, scoring, progress=count
                 )
-            return _task_result(rows, found, None)
+            return _task_result(rows, found, None, None)
         batch = (0, 0)
 
         def on_batch(rows: int, length: int) -> None:
@@ -95,7 +96,13 @@ class Scorer:
                 live=live,
             )
         counts = None if load is None else load.counts[self.adapter_name].tolist()
-        return _task_result(rows, predictions, counts)
+        loss = None
+        if self.spec.validation is not None:
+            loss = -mean(
+                prediction.scores[example.answer]
+                for prediction, example in zip(predictions, rows.examples, strict=True)
+            )
+        return _task_result(rows, predictions, counts, loss)
 
 
 def dropout_modules(model: nn.Module) -> list[nn.Module]:
@@ -111,7 +118,10 @@ def dropout_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def _task_result(
-    rows: EvalSet, predictions: list[Prediction], expert_load: list[list[int]] | None
+    rows: EvalSet,
+    predictions: list[Prediction],
+    expert_load: list[list[int]] | None,
+    loss: float | None,
 ) -> TaskResult:
     normalised = [p.label_norm for p in predictions if p.label_norm is not None]
     return TaskResult(
@@ -123,4 +133,5 @@ def _task_result(
         truncated=sum(prediction.truncated for prediction in predictions),
         rows=fingerprint(rows.examples),
         expert_load=expert_load,
+        loss=loss,
     )

@@ -7,9 +7,11 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import torch
+from peft import PeftModel
+from peft.optimizers import create_loraplus_optimizer
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -44,6 +46,33 @@ class _StepTrainer(Trainer):
         self.done = done
         self.settings = settings
         self._shape: tuple[int, ...] = (0, 0)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's AdamW; some parameters may have learning rates of their own."""
+        settings, adapted = self.settings, cast(PeftModel, self.model)
+        if settings.lora_plus_ratio is not None and self.optimizer is None:
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = create_loraplus_optimizer(
+                adapted,
+                kind,
+                loraplus_lr_ratio=settings.lora_plus_ratio,
+                loraplus_weight_decay=settings.weight_decay,
+                **options,
+            )
+        optimizer = super().create_optimizer(model)
+        if settings.router_rate_factor != 1:
+            routers = {
+                id(parameter)
+                for name, parameter in adapted.named_parameters()
+                if "lora_router" in name
+            }
+            for group in list(optimizer.param_groups):
+                apart = [each for each in group["params"] if id(each) in routers]
+                if apart:
+                    group["params"] = [e for e in group["params"] if id(e) not in routers]
+                    rate = group["lr"] * settings.router_rate_factor
+                    optimizer.add_param_group({**group, "params": apart, "lr": rate})
+        return optimizer
 
     @property
     def place(self) -> str:

@@ -106,6 +106,8 @@ class TaskResult:
         rows: Hash of the scored rows' content; None in records from before there was one.
         expert_load: Per layer, number of tokens that went to each expert while the rows were
             scored; None where that was not counted.
+        loss: Mean negative logarithm of the probability of the right answer, in nats; None where it
+            was not kept.
     """
 
     ids: list[str]
@@ -116,6 +118,7 @@ class TaskResult:
     truncated: Count
     rows: str | None = None
     expert_load: list[list[Count]] | None = None
+    loss: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
 
     def chosen(self, metric: str) -> list[int]:
         """The predictions that "accuracy", "acc" or "acc_norm" counts.
@@ -225,6 +228,11 @@ class Failure:
     def id(self) -> str:
         """Content hash of the cell, 20 hex digits."""
         return cell_id(self.spec, self.fingerprints)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it failed because a loss or score was not finite."""
+        return self.reason.startswith(FloatingPointError.__name__)
 
     def __str__(self) -> str:
         return f"{self.status}: {self.spec.title}: {self.reason}"

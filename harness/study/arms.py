@@ -1,4 +1,4 @@
-"""From an arm of a study file to PEFT's config. PEFT is loaded inside the functions."""
+"""From an arm of a study file to the cells that it is run as, and checks of its settings."""
 
 from __future__ import annotations
 
@@ -21,55 +21,41 @@ _NOT_SETTINGS = {
     *("revision", "task_type"),
 }
 
+#: Targets for configs that are made to be looked at.
+_ANY_TARGETS = ["q_proj", "up_proj"]
 
-def peft_config(
-    arm: Arm, target_modules: list[str], preset_settings: dict[str, Any]
-) -> PeftConfig | None:
-    """The config for ``get_peft_model``; None for the untuned base.
+
+def check_arm(arm: Arm, preset_settings: dict[str, Any]) -> PeftConfig | None:
+    """Checks an arm's settings against its method's config, which loads PEFT.
 
     Args:
         arm: One of a study file.
-        target_modules: Names of the modules that every arm adapts unless its settings name others.
-            A method of PEFT that has no target modules, such as prompt tuning, is given none.
         preset_settings: The preset's settings of the arm's method, which the arm changes; empty for
             a method of PEFT.
+
+    Returns:
+        A config with these settings; None for the untuned base.
 
     Raises:
         ValueError: The method of PEFT or a setting is unknown (the message suggests near names), or
             a value is not allowed.
     """
-    if arm.method == BASE:
+    if arm.name == BASE:
         if arm.settings:
             raise ValueError(f"settings: the untuned {BASE} has none")
         return None
-    if arm.method is not None:
-        settings = dict(preset_settings)
-        kind = type(get_method(arm.method).config(target_modules, settings))
-    else:
-        kind, settings = _peft_class(arm.peft_type or ""), {}
+    method = get_method(arm.name)
+    kind = type(method.config(_ANY_TARGETS, dict(preset_settings)))
     hints = get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind) if f.init and f.name not in _NOT_SETTINGS]
     for name, value in arm.settings.items():
         _check_setting(choose(f"setting of {kind.__name__}", name, known), value, hints[name])
-    settings |= arm.settings
-    targets = settings.pop("target_modules", target_modules)
+    settings = preset_settings | arm.settings
+    targets = settings.pop("target_modules", _ANY_TARGETS)
     try:
-        if arm.method is not None:
-            return get_method(arm.method).config(targets, settings)
-        given = {"target_modules": targets} if "target_modules" in known else {}
-        return kind(task_type="CAUSAL_LM", **given, **settings)
+        return method.config(targets, settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings: {error}") from error
-
-
-def _peft_class(peft_type: str) -> type[PeftConfig]:
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    # MixLoRA registers its own name there, and is a method of this project.
-    classes = {str(name.value): kind for name, kind in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    classes.pop("MIXLORA", None)
-    kind: type[PeftConfig] = classes[choose("peft_type", peft_type, classes)]
-    return kind
 
 
 def _check_setting(name: str, value: Any, hint: Any) -> None:

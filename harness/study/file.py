@@ -2,7 +2,7 @@
 
 The file holds the models, tasks, arms, learning rates, seeds and hypotheses of a comparison, and
 the rules of its verdicts. The SHA-256 of its bytes stands in every table made from it. Torch-free:
-whether an arm's settings fit its method is checked by `arms.peft_config`, which loads PEFT.
+whether an arm's settings fit its method is checked by `arms.check_arm`, which loads PEFT.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import Field, create_model, field_validator, model_validator
 
 from harness.cells.methods import BASE, METHOD_TITLES
 from harness.cells.presets import get_preset
-from harness.cells.spec import TrainSettings
+from harness.cells.spec import TrainSettings, hashable
 from tasks import TASK_NAMES
 from tasks.names import choose
 
@@ -36,7 +36,7 @@ else:
         **{
             name: (kind | None, None)
             for name, kind in get_type_hints(TrainSettings).items()
-            if name != "learning_rate"
+            if name not in ("learning_rate", "router", "router_rate_factor", "lora_plus_ratio")
         },
     )
 
@@ -65,6 +65,28 @@ class Arm(Table):
     router: Literal["trained", "frozen", "uniform"] = "trained"
     router_rate_factor: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     lora_plus_ratio: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @property
+    def name(self) -> str:
+        """The name of its method, of this project or in capitals of PEFT."""
+        return self.method or self.peft_type or ""
+
+    @field_validator("settings")
+    @classmethod
+    def _no_tables(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for name, value in settings.items():
+            try:
+                hashable(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+        return settings
+
+    @field_validator("peft_type")
+    @classmethod
+    def _in_capitals(cls, name: str | None) -> str | None:
+        if name is not None and not name.isupper():
+            raise ValueError(f"{name!r}: expected PEFT's name in capitals, {name.upper()!r}")
+        return name
 
     @field_validator("method")
     @classmethod

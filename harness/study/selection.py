@@ -1,62 +1,19 @@
 """How a study chooses each arm's learning rate, without ever seeing a scored row. Torch-free.
 
-The rules are pure functions: from rows to validation rows, and from the scores so far to the rates
-tried next or the rate chosen. A stopped study goes on by asking again with the records it has.
+The rules are pure functions of the scores so far: to the rates tried next, or to the rate chosen. A
+stopped study goes on by asking again with the records that it has.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol, TypeVar
 
 from pydantic import Field, model_validator
 
 from .checked import Table
-
-
-class HasId(Protocol):
-    """A row with an id that is unique within its split."""
-
-    @property
-    def id(self) -> str: ...
-
-
-Row = TypeVar("Row", bound=HasId)
-
-
-def split_validation(rows: Sequence[Row], share: float, least: int) -> tuple[list[Row], list[Row]]:
-    """Cuts validation rows from a task's training split.
-
-    The rows with the smallest SHA-256 of their id are taken, so that the choice depends on nothing
-    but the ids: not on the order of the rows, a seed, or the arm.
-
-    Args:
-        rows: The training split, whole. Scored rows come from another split and are not passed.
-        share: Part of the rows that is wanted, a fraction.
-        least: Number of validation rows that are taken at least.
-
-    Returns:
-        (rows to train on, validation rows), both in the order given.
-
-    Raises:
-        ValueError: No row would be left to train on.
-    """
-    number = max(round(share * len(rows)), least)
-    if number >= len(rows):
-        raise ValueError(
-            f"{number} validation rows of {len(rows)} training rows leave none to train on: lower "
-            "validation_least or validation_share"
-        )
-    by_hash = sorted(rows, key=lambda row: hashlib.sha256(row.id.encode()).digest())
-    validation = {row.id for row in by_hash[:number]}
-    return (
-        [row for row in rows if row.id not in validation],
-        [row for row in rows if row.id in validation],
-    )
 
 
 class Grid(Table):

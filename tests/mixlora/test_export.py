@@ -526,8 +526,8 @@ def run(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
 
 #: Makes every tensor of a result take a while.
 SLOW = """
-import time
-import mixlora.export.checkpoint as checkpoint
+import importlib, time
+checkpoint = importlib.import_module("mixlora.export.checkpoint")
 original = checkpoint._bytes
 def slow(*arguments):
     time.sleep(0.05)
@@ -536,6 +536,7 @@ checkpoint._bytes = slow
 """
 
 
+@pytest.mark.long
 @pytest.mark.long
 def test_a_killed_export_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     base, adapter = save(make_adapted(make_base("llama")), tmp_path)
@@ -559,6 +560,7 @@ def test_a_killed_export_leaves_nothing_that_looks_finished(tmp_path: Path) -> N
 
 
 @pytest.mark.long
+@pytest.mark.long
 def test_an_interrupted_export_cleans_up(tmp_path: Path) -> None:
     base, adapter = save(make_adapted(make_base("llama")), tmp_path)
     to = tmp_path / "results" / "model"
@@ -577,6 +579,7 @@ def test_an_interrupted_export_cleans_up(tmp_path: Path) -> None:
     assert list(to.parent.iterdir()) == []
 
 
+@pytest.mark.long
 @pytest.mark.long
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     """The system itself refuses to write more than so many bytes, in the middle of a file."""
@@ -618,6 +621,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, result.num_by
 """
 
 
+@pytest.mark.long
 @pytest.mark.long
 def test_it_streams(tmp_path: Path) -> None:
     """A result of 250 MB from a base of 55 MB, with less than a layer of it in memory."""

@@ -36,6 +36,7 @@ def write_logits(rank: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["mixlora", "mixdora"])
+@pytest.mark.long
 def test_another_process_loads_the_same_bits(use_dora: bool, tmp_path: Path) -> None:
     model = adapted(use_dora=use_dora)
     model.save_pretrained(tmp_path)

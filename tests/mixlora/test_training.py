@@ -25,7 +25,7 @@ from .test_families import adapted
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).resolve().parents[2]
-BASE = ROOT / "results" / "tiny_base"
+BASE = ROOT / "tasks" / "miniature" / "model"
 COMMON: dict[str, Any] = {
     "use_cpu": True,
     "report_to": "none",

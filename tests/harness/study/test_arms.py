@@ -7,22 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PromptTuningConfig, VeraConfig, get_peft_model
+from peft import LNTuningConfig, LoraConfig, VeraConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.cells.presets import get_preset
 from harness.models.weights import TINY_BASE
-from harness.run.cell import target_modules
-from harness.study.arms import peft_config
+from harness.run.cell import add_adapter
+from harness.study.arms import check_arm
 from harness.study.file import Arm, read_study
 from mixlora import MixLoraConfig
 
 STUDIES = Path(__file__).parents[3] / "studies"
-TARGETS = ["q_proj", "up_proj"]
+TARGETS = ["q_proj", "up_proj"]  # of configs that are made to be looked at
 
 
 def made(preset: dict[str, Any] | None = None, **keys: Any) -> Any:
-    return peft_config(Arm(title="an arm", **keys), TARGETS, preset or {})
+    return check_arm(Arm(title="an arm", **keys), preset or {})
 
 
 def test_a_method_of_this_project_has_the_presets_settings_and_the_changes() -> None:
@@ -44,8 +44,8 @@ def test_a_method_of_peft_has_its_settings_and_the_same_targets() -> None:
 
 
 def test_a_method_without_targets_is_given_none() -> None:
-    config = made(peft_type="PROMPT_TUNING", settings={"num_virtual_tokens": 4})
-    assert isinstance(config, PromptTuningConfig)
+    config = made(peft_type="LN_TUNING")
+    assert isinstance(config, LNTuningConfig)
 
 
 def test_the_base_has_no_config() -> None:
@@ -68,6 +68,7 @@ def test_the_base_has_no_config() -> None:
             r"unknown setting of LoraConfig 'use_rslra' \(did you mean use_rslora",
         ),
         ({"peft_type": "VERA", "settings": {"r": "many"}}, r"settings\.r: is 'many': expected a"),
+        ({"peft_type": "PROMPT_TUNING"}, r"'PROMPT_TUNING' puts tokens of its own before the"),
         ({"method": "mixlora", "settings": {"top_k": 9}}, r"settings: top_k=9: expected a whole"),
         ({"method": "mixlora", "settings": {"topk": 2}}, r"setting of MixLoraConfig 'topk' \(did"),
         ({"method": "lora", "settings": {"task_type": "X"}}, r"unknown setting of LoraConfig"),
@@ -84,7 +85,7 @@ def test_all_arms_of_the_studies_can_be_made(name: str) -> None:
     study = read_study(STUDIES / f"{name}.toml").study
     adapters = get_preset(study.preset).adapters
     for key, arm in study.arms.items():
-        config = peft_config(arm, TARGETS, adapters.get(arm.method or "", {}))
+        config = check_arm(arm, adapters.get(arm.name, {}))
         assert (config is None) == (key == "base")
 
 
@@ -95,11 +96,8 @@ def test_parameters_of_the_arms_are_as_the_study_says() -> None:
     for key in ("lora", "lora-ffn", "mixlora", "mixlora-one-small"):
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(TINY_BASE))
-        arm = study.arms[key]
-        config = peft_config(arm, target_modules("llama"), adapters[arm.method or ""])
-        assert config is not None
-        with torch.device("meta"):
-            adapted = get_peft_model(model, config)
+            settings = adapters[study.arms[key].name] | study.arms[key].settings
+            adapted = add_adapter(model, study.arms[key].name, settings)
         trained[key] = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
     assert trained["lora-ffn"] == 215_040
     assert trained["mixlora"] == 217_088

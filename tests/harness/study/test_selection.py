@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import math
 import random
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -19,18 +18,17 @@ from harness.study.selection import (
     best_rate,
     choose_rate,
     next_rates,
-    split_validation,
 )
+from tasks.base import Example
+from tasks.data import split_validation
 
 
-@dataclass(frozen=True)
-class Row:
-    id: str
-    text: str = ""
+def row(name: str, question: str = "?") -> Example:
+    return Example(name, question, ("one", "two"), ("A", "B"), 0)
 
 
-def rows(number: int) -> list[Row]:
-    return [Row(f"train-{n}") for n in range(1, number + 1)]
+def rows(number: int) -> list[Example]:
+    return [row(f"train-{n}") for n in range(1, number + 1)]
 
 
 def test_validation_rows_are_a_tenth_or_the_least() -> None:
@@ -42,7 +40,7 @@ def test_validation_rows_are_a_tenth_or_the_least() -> None:
 def test_no_row_is_trained_on_and_validated_on_and_none_is_lost() -> None:
     every = rows(400)
     train, validation = split_validation(every, 0.1, 64)
-    assert not set(train) & set(validation)
+    assert not {each.id for each in train} & {each.id for each in validation}
     assert sorted([*train, *validation], key=every.index) == every
     assert train == sorted(train, key=every.index)
     assert validation == sorted(validation, key=every.index)
@@ -50,19 +48,19 @@ def test_no_row_is_trained_on_and_validated_on_and_none_is_lost() -> None:
 
 def test_the_choice_depends_on_the_ids_alone() -> None:
     every = rows(300)
-    chosen = {row.id for row in split_validation(every, 0.1, 64)[1]}
-    shuffled = [Row(row.id, "another text") for row in random.Random(1).sample(every, 300)]
-    assert {row.id for row in split_validation(shuffled, 0.1, 64)[1]} == chosen
+    chosen = {each.id for each in split_validation(every, 0.1, 64)[1]}
+    shuffled = [row(each.id, "another") for each in random.Random(1).sample(every, 300)]
+    assert {each.id for each in split_validation(shuffled, 0.1, 64)[1]} == chosen
     largest = max(hashlib.sha256(name.encode()).hexdigest() for name in chosen)
-    rest = {row.id for row in every} - chosen
+    rest = {each.id for each in every} - chosen
     assert all(hashlib.sha256(name.encode()).hexdigest() > largest for name in rest)
     # Not the first rows, nor every tenth: a fair share of each half.
     assert 20 < sum(int(name.split("-")[1]) <= 150 for name in chosen) < 44
 
 
 def test_a_few_more_rows_change_few_choices() -> None:
-    before = {row.id for row in split_validation(rows(300), 0.1, 64)[1]}
-    after = {row.id for row in split_validation(rows(310), 0.1, 64)[1]}
+    before = {each.id for each in split_validation(rows(300), 0.1, 64)[1]}
+    after = {each.id for each in split_validation(rows(310), 0.1, 64)[1]}
     assert len(before & after) > 55
 
 
