@@ -378,8 +378,8 @@ def test_llama_cpp_computes_the_same(
     prompt = torch.randint(4, 400, (33,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = ours(model, prompt)
     some = tokenizer.convert_tokens_to_ids("a")
-    # Rounding can send a token whose experts are a close decision elsewhere, so the mean is what is
-    # looked at for the rounded types.
+    # Rounding can send a token elsewhere whose experts are a close decision, so the mean is looked
+    # at for the rounded types.
     bounds = {"F32": 1e-4, "F16": 0.01, "Q8_0": 0.2}
     for kind, bound in bounds.items():
         result = mixlora.export(
@@ -430,7 +430,7 @@ def test_a_real_model_answers_the_same(llama_cpp: str, tmp_path: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.004)
+                parameter.copy_(torch.randn_like(parameter) * 0.01)
     model.eval().save_pretrained(tmp_path / "adapter")
     text = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
     ids = tokenizer(text).input_ids
