@@ -75,8 +75,8 @@ def export(
         adapter_name: Which adapter. None: the active one.
         tokenizer: Saved along, with its chat template; the GGUF format needs it.
         format: "transformers" or "gguf".
-        dtype: Of the result: "float32", "bfloat16" or "float16", for GGUF "F32", "F16" or "Q8_0".
-            None: the base's own, for GGUF "F16".
+        dtype: type of the result's weights: "float32", "bfloat16" or "float16", for GGUF "F32",
+            "F16" or "Q8_0". None: the base's own, for GGUF "F16".
         max_shard_size: Largest file of weights, in bytes or as "5GB".
 
     Raises:

@@ -44,9 +44,9 @@ class Trained:
     """A training of these adapters, alone or packed.
 
     Args:
-        method: Of the adapters.
+        method: method of the adapters.
         names: Which of `SETS`.
-        path: Of the checkpoint; None for a training without.
+        path: file of the checkpoint; None for a training without.
         every: Steps between checkpoints.
         until: Step after which it is killed.
     """
