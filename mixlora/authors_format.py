@@ -171,9 +171,9 @@ class MixLoraModelForCausalLM:
         settings = _read_settings(config_file)
         _to_config(settings, config_file, inference_mode=True)
         # The adapter chooses the model, so no code that comes with it is run unless asked for.
-        options = {"use_safetensors": True, "trust_remote_code": False} | kwargs
+        options = {"trust_remote_code": False} | kwargs
         base = AutoModelForCausalLM.from_pretrained(
-            settings["base_model_name_or_path"], *model_args, **options
+            settings["base_model_name_or_path"], *model_args, use_safetensors=True, **options
         )
         model = load(name_or_path, base, adapter_name)
         config: Any = model.peft_config[adapter_name]
