@@ -155,10 +155,11 @@ class RunSpec:
     @property
     def title(self) -> str:
         """Short text for progress and messages."""
-        rate = ""
+        how = ""
         if self.train is not None and self.validation is not None:
-            rate = f"lr {self.train.learning_rate:g}"
-        parts = (self.method, self.varied, rate, self.quantize, *self.quirks)
+            router = "" if self.train.router == TRAINED else f"{self.train.router} router "
+            how = f"{router}lr {self.train.learning_rate:g}"
+        parts = (self.method, self.varied, how, self.quantize, *self.quirks)
         method = " ".join(filter(None, parts))
         by = "" if self.evaluator == OWN else f" by {self.evaluator}"
         return f"{self.model} {method} {'+'.join(self.eval_tasks)} seed {self.seed}{by}"

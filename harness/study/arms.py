@@ -21,9 +21,6 @@ _NOT_SETTINGS = {
     *("revision", "task_type"),
 }
 
-#: Targets for configs that are made to be looked at.
-_ANY_TARGETS = ["q_proj", "up_proj"]
-
 
 def check_arm(arm: Arm, preset_settings: dict[str, Any]) -> PeftConfig | None:
     """Checks an arm's settings against its method's config, which loads PEFT.
@@ -44,14 +41,21 @@ def check_arm(arm: Arm, preset_settings: dict[str, Any]) -> PeftConfig | None:
         if arm.settings:
             raise ValueError(f"settings: the untuned {BASE} has none")
         return None
+    # Imported here, because it loads torch. The model is not known yet: any of its targets will do.
+    from mixlora.families import FAMILIES
+
+    families = FAMILIES.values()
+    every_target = sorted(
+        {name for f in families for name in (*f.attention, *f.layout.projections)}
+    )
     method = get_method(arm.name)
-    kind = type(method.config(_ANY_TARGETS, dict(preset_settings)))
+    kind = type(method.config(every_target, dict(preset_settings)))
     hints = get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind) if f.init and f.name not in _NOT_SETTINGS]
     for name, value in arm.settings.items():
         _check_setting(choose(f"setting of {kind.__name__}", name, known), value, hints[name])
     settings = preset_settings | arm.settings
-    targets = settings.pop("target_modules", _ANY_TARGETS)
+    targets = settings.pop("target_modules", every_target)
     try:
         return method.config(targets, settings)
     except (TypeError, ValueError) as error:

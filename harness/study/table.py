@@ -22,7 +22,7 @@ NOT_JUDGED = "not judged"
 Verdicts = Mapping[str, Verdict]
 
 _NOTES = (
-    "verdict: better, worse, equivalent (the difference is surely below the margin) or undecided; by "
+    "verdict: better, worse, equivalent (surely differing by less than the margin), undecided; by "
     "t-tests on an analysis of variance over seeds and questions, with Holm's correction for the "
     "family",
     "detectable: the smallest true difference that the study would find with that power",
