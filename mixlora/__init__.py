@@ -20,13 +20,21 @@ from peft.mapping import (
 )
 from peft.utils import PeftType
 
+from .authors_format import MixLoraModelForCausalLM
 from .config import PEFT_TYPE, MixLoraConfig
 from .expert_load import ExpertLoad
 from .export import export
 from .losses import load_balancing_loss
 from .model import MixLoraModel
 
-__all__ = ["ExpertLoad", "MixLoraConfig", "MixLoraModel", "export", "load_balancing_loss"]
+__all__ = [
+    "ExpertLoad",
+    "MixLoraConfig",
+    "MixLoraModel",
+    "MixLoraModelForCausalLM",
+    "export",
+    "load_balancing_loss",
+]
 
 __version__ = "0.1.0"
 

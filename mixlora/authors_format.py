@@ -3,6 +3,8 @@
     model = authors_format.load("path/of/their/adapter")  # a PeftModel like any other
     authors_format.save(model, "path/for/them")
 
+`MixLoraModelForCausalLM` is what their package calls its way in, so that code written for it runs.
+
 An adapter is a directory with ``adapter_config.json`` and ``adapter_model.bin``. The second is a
 pickled dictionary of tensors; it is read by torch's ``weights_only`` reader, which runs no code.
 
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -141,6 +144,40 @@ def load(
         # As their package computes them, so that they rescale nothing.
         reset_magnitudes(tuned, adapter_name)
     return tuned if is_trainable else tuned.eval()
+
+
+class MixLoraModelForCausalLM:
+    """Loads adapters in the authors' format as their package does."""
+
+    @staticmethod
+    def from_pretrained(
+        name_or_path: str, *model_args: Any, adapter_name: str = "default", **kwargs: Any
+    ) -> tuple[PeftModel, MixLoraConfig]:
+        """The model, and its adapter's settings.
+
+        Args:
+            name_or_path: The adapter's directory or hub id.
+            model_args: Passed to ``AutoModelForCausalLM.from_pretrained`` with the base's name.
+            adapter_name: The name that the adapter gets.
+            kwargs: As model_args.
+
+        Raises:
+            ValueError: As `load`.
+        """
+        if not Path(name_or_path).exists():
+            files = [CONFIG_FILE, WEIGHTS_FILE]
+            name_or_path = snapshot_download(name_or_path, allow_patterns=files)
+        config_file = Path(name_or_path, CONFIG_FILE)
+        settings = _read_settings(config_file)
+        _to_config(settings, config_file, inference_mode=True)
+        # The adapter chooses the model, so no code that comes with it is run unless asked for.
+        options = {"use_safetensors": True, "trust_remote_code": False} | kwargs
+        base = AutoModelForCausalLM.from_pretrained(
+            settings["base_model_name_or_path"], *model_args, **options
+        )
+        model = load(name_or_path, base, adapter_name)
+        config: Any = model.peft_config[adapter_name]
+        return model, config
 
 
 def save(model: PeftModel, path: str | Path, adapter_name: str = "default") -> None:

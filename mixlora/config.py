@@ -114,7 +114,7 @@ class MixLoraConfig(PeftConfig):
         default="auto",
         metadata={
             "help": "How the experts are computed, with equal results: "
-            f"{', '.join(EXPERTS_IMPLEMENTATIONS)}"
+            f"{', '.join(EXPERTS_IMPLEMENTATIONS)} (naive without dropout, grouped without DoRA)"
         },
     )
     init_lora_weights: bool = field(

@@ -176,7 +176,9 @@ class AuxiliaryLoss:
         return output
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return dict(zip(self._argument_names, args, strict=False)) | kwargs
+        # Of equal length, as torch.compile of torch 2.8 takes every zip for a strict one.
+        names = self._argument_names[: len(args)]
+        return dict(zip(names, args, strict=True)) | kwargs
 
     def _compute(
         self,

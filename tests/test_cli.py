@@ -102,6 +102,7 @@ def test_no_traceback_from_a_real_process(tmp_path: Path) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_paper_lists_its_128_cells_without_weights() -> None:
     result = command("--table", "main", "--preset", "paper", "--dry-run")
     assert result.returncode == 0, result.stderr
@@ -163,6 +164,7 @@ def test_rendering_stored_measurements_loads_no_torch(tmp_path: Path) -> None:
     assert "## By rank" in result.stdout and "| 100.0 |" in result.stdout.replace("  ", "")
 
 
+@pytest.mark.long
 def test_help_is_of_the_table_asked_for() -> None:
     helps = {name: command("--table", name, "--help").stdout for name in ("main", "efficiency")}
     assert "--tasks" in helps["main"] and "--shape" not in helps["main"]
@@ -190,6 +192,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return output, run_here(output)
 
 
+@pytest.mark.long
 def test_a_second_run_computes_nothing_and_shows_the_same(first_run: tuple[Path, str]) -> None:
     output, printed = first_run
     records = {path: path.stat().st_mtime_ns for path in (output / "records").iterdir()}
@@ -199,6 +202,7 @@ def test_a_second_run_computes_nothing_and_shows_the_same(first_run: tuple[Path,
     assert {p: p.stat().st_mtime_ns for p in (output / "records").iterdir()} == records
 
 
+@pytest.mark.long
 def test_the_same_cell_gives_the_same_record(first_run: tuple[Path, str], tmp_path: Path) -> None:
     output, _ = first_run
     shutil.copytree(output, tmp_path / "copy")
@@ -216,6 +220,7 @@ def test_the_same_cell_gives_the_same_record(first_run: tuple[Path, str], tmp_pa
         assert (again.seconds != record.seconds) == rerun
 
 
+@pytest.mark.long
 def test_deleting_a_record_runs_that_cell_only(first_run: tuple[Path, str], tmp_path: Path) -> None:
     output, printed = first_run
     shutil.copytree(output, tmp_path / "copy")

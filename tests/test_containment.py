@@ -51,6 +51,7 @@ def not_allowed(events: list[tuple[str, str]], folders: list[Path]) -> list[tupl
     return found
 
 
+@pytest.mark.long
 def test_a_run_writes_into_its_output_and_caches_and_connects_to_nothing(
     tmp_path: Path,
 ) -> None:
@@ -150,6 +151,7 @@ def test_the_output_itself_may_be_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "real" / "tables" / "main.md").exists()
 
 
+@pytest.mark.long
 def test_files_that_are_links_are_replaced_not_followed(tmp_path: Path, victim: Path) -> None:
     first = Grid(tmp_path / "first")
     first.output.mkdir(parents=True)
@@ -168,6 +170,7 @@ def test_files_that_are_links_are_replaced_not_followed(tmp_path: Path, victim: 
     assert all(path.suffix == ".damaged" for path in links) and len(files) > 15
 
 
+@pytest.mark.long
 def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path, victim: Path) -> None:
     grid = Grid(tmp_path)
     assert grid.run()[0] == 0

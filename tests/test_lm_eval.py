@@ -36,6 +36,8 @@ from tasks.sources import MINIATURE_DIR, LocalSource
 from tests.mixlora.models import randomise
 from tests.tasks.conftest import ROWS
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 BASE = str(ROOT / "tasks" / "miniature" / "model")
 LIMIT = 6

@@ -19,6 +19,8 @@ import pytest
 
 from harness.store.records import RecordStore
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 GRID = ("--tasks", "arc-e,obqa", "--methods", "lora,dora,mixlora")
 CELLS = 6

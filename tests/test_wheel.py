@@ -17,6 +17,11 @@ import mixlora
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+#: What the package requires; beside the first three nothing that these do not require themselves.
+LIBRARIES = {"torch", "transformers", "peft"} | {
+    *("filelock", "huggingface-hub", "numpy", "safetensors", "tqdm"),
+}
+
 # pip fetches the build backend and, for the environment, the dependencies.
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
@@ -57,7 +62,7 @@ def test_metadata_names_the_librarys_dependencies_alone(metadata: Message) -> No
     assert metadata["License-Expression"] == "Apache-2.0"
     needs = metadata.get_all("Requires-Dist", [])
     plain = {re.split(r"[><=;\[ ]", need)[0] for need in needs if "extra ==" not in need}
-    assert plain == {"torch", "transformers", "peft"}
+    assert plain == LIBRARIES
     assert not {"harness", "test", "lint", "docs", "ray", "audit"} & set(
         metadata.get_all("Provides-Extra", [])
     )

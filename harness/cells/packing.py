@@ -26,7 +26,7 @@ def make_packs(cells: Sequence[RunSpec], size: int) -> list[Pack]:
     record, so that a cell has the same companions whenever the same table is run.
 
     Args:
-        cells: Of a table.
+        cells: the cells of a table.
         size: Most cells of a pack; 1 packs none.
 
     Returns:

@@ -27,8 +27,10 @@ def check_quantize(quantize: str | None) -> None:
 
 
 def quantize_options(quantize: str | None, dtype: str, device: str) -> dict[str, Any]:
-    """Arguments for ``from_pretrained``: the linear layers but the head are quantised as they are
-    loaded, on the device where they are to stay, and compute in `dtype`.
+    """Returns arguments of ``from_pretrained`` that quantise a model as it is loaded.
+
+    All linear layers but the head are quantised, on the device where they are to stay. They compute
+    in `dtype`.
 
     Raises:
         ValueError: See `check_quantize`.

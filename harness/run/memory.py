@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from harness.speed.profiling import is_out_of_memory
+from harness.speed.profiling.fresh_process import is_out_of_memory
 
 from ..messages import first_line
 from ..store.records import OutOfMemory

@@ -21,9 +21,9 @@ A process that was started alone leads nobody; then nothing here does anything, 
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
-import pickle
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -262,7 +262,7 @@ def together(job: Any) -> Iterator[Any]:
         raised = error
     _wait_for_all(training)
     with _reached():
-        reason = pickle.loads(store.get("reason")) if store.check(["reason"]) else None
+        reason = json.loads(store.get("reason")) if store.check(["reason"]) else None
     if reason is not None and reason[0] != _state.rank:
         raise _told(*reason)
     if raised is not None:
@@ -308,10 +308,10 @@ def _next_call() -> str:
         return _state.store.get(key).decode()
 
 
-def _reason(error: Exception) -> bytes:
-    """An exception as it is told to the others, which may not be able to unpickle it."""
+def _reason(error: Exception) -> str:
+    """An exception as JSON for the other processes: rank, type, first line and traceback."""
     trace = "".join(traceback.format_exception(error))
-    return pickle.dumps((_state.rank, type(error).__name__, first_line(error), trace))
+    return json.dumps([_state.rank, type(error).__name__, first_line(error), trace])
 
 
 def _told(rank: int, kind: str, said: str, trace: str) -> Exception:

@@ -16,7 +16,7 @@ from ..cells.spec import RAY, RunOptions, RunSpec
 from ..run.inputs import InputLoader, Job
 from ..store.files import remove
 from ..store.outcome import Outcome
-from ..store.records import AnyKept, Failure, FailureStore, RecordStore, RunRecord, Store
+from ..store.records import AnyKept, FailureStore, RecordStore, Store
 from .cluster import run_on_ray
 from .progress import Progress
 from .work import POLL_SECONDS, Settled, Work, settle

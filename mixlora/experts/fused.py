@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..router import Routing
 from .grouped import mix_grouped
 from .masked import down_per_pair, mix_masked, times_A, times_B
 from .plan import ExpertPlan, implementation
@@ -176,7 +177,12 @@ def _copy_selected_experts(plan: ExpertPlan) -> ExpertPlan:
         for name, each in plan.experts.items()
     }
     own = torch.arange(len(flat), device=flat.device).view_as(selected)
-    return replace(plan, experts=experts, routing=plan.routed._replace(selected_experts=own))
+    # Not by `_replace`, which torch.compile of torch 2.8 cannot follow.
+    routed = plan.routed
+    routing = Routing(
+        routed.router_logits, routed.routing_weights, own, selection_mask=routed.selection_mask
+    )
+    return replace(plan, experts=experts, routing=routing)
 
 
 def _with_excess_bias(ffn: FrozenFfn, plan: ExpertPlan, low_rank: Tensor | None) -> Tensor | None:

@@ -42,7 +42,7 @@ def naive(ffn: FrozenFfn, hidden_states: Tensor, plan: ExpertPlan) -> Tensor:
     outputs = []
     selected_experts = plan.routed.selected_experts.tolist()
     for x, experts, weights in zip(
-        hidden_states, selected_experts, plan.routed.routing_weights, strict=True
+        hidden_states.split(1), selected_experts, plan.routed.routing_weights, strict=True
     ):
         output = torch.zeros_like(x)
         for expert, weight in zip(experts, weights, strict=True):
@@ -50,7 +50,7 @@ def naive(ffn: FrozenFfn, hidden_states: Tensor, plan: ExpertPlan) -> Tensor:
             hidden = ffn.hidden(projected)  # in a gated FFN: act(W1 x) * W3 x
             output = output + weight * adapted(ffn, plan, ffn.layout.down, expert, hidden)
         outputs.append(output.to(x.dtype))
-    return torch.stack(outputs)
+    return torch.cat(outputs)
 
 
 def adapted(ffn: FrozenFfn, plan: ExpertPlan, name: str, expert: int, x: Tensor) -> Tensor:

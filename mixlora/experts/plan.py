@@ -158,7 +158,7 @@ class ExpertPlan:
     @property
     def has_dora(self) -> bool:
         """Whether these are DoRA experts."""
-        return bool(self.experts) and self._first.magnitude is not None
+        return len(self.experts) > 0 and self._first.magnitude is not None
 
     def drop_inputs(self, hidden_states: Tensor) -> Tensor:
         """Inputs of the input projections' adapters: in the adapter's dtype, after dropout."""

@@ -45,7 +45,6 @@ class Source:
         adapter_name: how the card names the adapter.
         files: files to carry over as they are: tokenizer, chat template, generation settings,
             licences.
-        gguf_file: the GGUF file that the base was read from, or None.
     """
 
     base: Tensors
@@ -55,7 +54,6 @@ class Source:
     base_name: str
     adapter_name: str
     files: list[Path]
-    gguf_file: Path | None = None
 
 
 def export(
@@ -77,8 +75,8 @@ def export(
         adapter_name: Which adapter. None: the active one.
         tokenizer: Saved along, with its chat template; the GGUF format needs it.
         format: "transformers" or "gguf".
-        dtype: Of the result: "float32", "bfloat16" or "float16", for GGUF "F32", "F16" or "Q8_0".
-            None: the base's own, for GGUF "F16".
+        dtype: type of the result's weights: "float32", "bfloat16" or "float16", for GGUF "F32",
+            "F16" or "Q8_0". None: the base's own, for GGUF "F16".
         max_shard_size: Largest file of weights, in bytes or as "5GB".
 
     Raises:
@@ -94,10 +92,7 @@ def export(
     name = active[0]
     if name not in model.peft_config:
         raise ValueError(f"adapter_name={name!r}: the model has {', '.join(model.peft_config)}")
-    config: Any = model.peft_config[name]
-    if not isinstance(config, MixLoraConfig):
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        raise ValueError(f"adapter {name!r} is of {kind}: expected {PEFT_TYPE}")
+    config = _mixlora(model.peft_config[name], f"adapter {name!r}")
     base: Any = model.get_base_model()
     with tempfile.TemporaryDirectory() as scratch:
         if tokenizer is not None:
@@ -149,23 +144,23 @@ def export_files(
     settings_file = adapter_folder / "adapter_config.json"
     if not settings_file.is_file():
         raise ValueError(f"{adapter_folder} has no adapter_config.json: expected a PEFT adapter")
-    config: Any = MixLoraConfig.from_pretrained(str(adapter_folder))
-    if not isinstance(config, MixLoraConfig):
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        raise ValueError(f"{settings_file} is of {kind}: expected {PEFT_TYPE}")
+    config = _mixlora(MixLoraConfig.from_pretrained(str(adapter_folder)), str(settings_file))
     base = base or config.base_model_name_or_path
     if not base:
         raise ValueError(f"{settings_file} names no base model: give --base")
     tensors: Tensors
     if str(base).endswith(".gguf"):
+        if format != "gguf":
+            raise ValueError(
+                f"{base}: a GGUF base is exported as format='gguf'; for transformers give the "
+                "directory that it was made from"
+            )
         _need_gguf()
         from .gguf_source import InGguf
 
-        gguf_file = Path(base)
-        tensors = InGguf(gguf_file)
+        tensors = InGguf(Path(base))
         base_config, files = tensors.config, []
     else:
-        gguf_file = None
         folder = find_folder("base", str(base), config.revision)
         if (folder / "adapter_config.json").is_file():
             raise ValueError(f"{folder} holds an adapter: expected a base model")
@@ -190,7 +185,6 @@ def export_files(
         str(base),
         str(adapter),
         files,
-        gguf_file,
     )
     return _write(source, Path(to), format, dtype, max_shard_size)
 
@@ -202,11 +196,6 @@ def _write(
     check_adapter(source.adapter_config)
     check_base(source.base_config)
     if format == "transformers":
-        if source.gguf_file is not None:
-            raise ValueError(
-                f"{source.gguf_file}: a GGUF base is exported as format='gguf'; for transformers "
-                "give the directory that it was made from"
-            )
         from .checkpoint import write
     elif format == "gguf":
         _need_gguf()
@@ -214,6 +203,13 @@ def _write(
     else:
         raise ValueError(f"format={format!r}: expected one of {', '.join(FORMATS)}")
     return write(source, to, dtype, largest)
+
+
+def _mixlora(config: Any, whose: str) -> MixLoraConfig:
+    if not isinstance(config, MixLoraConfig):
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise ValueError(f"{whose} is of {kind}: expected {PEFT_TYPE}")
+    return config
 
 
 def _need_gguf() -> None:

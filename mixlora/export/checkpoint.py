@@ -52,9 +52,13 @@ def write(source: Source, to: Path, dtype: str | None, largest_file: int) -> Res
     config: Any = target.config(source.base_config, source.adapter_config)
     config.vocab_size = planned[0].shape[0]
     config.dtype = kind
-    shards = _split(planned, kind, largest_file)
     num_parameters = sum(_count(each) for each in planned)
-    num_bytes = num_parameters * kind.itemsize
+    if config.tie_word_embeddings:
+        # transformers and vLLM would tie it; SGLang would leave the head as it was initialised.
+        embedding = planned[0]
+        planned.append(Planned("lm_head.weight", embedding.shape, embedding.make))
+    shards = _split(planned, kind, largest_file)
+    num_bytes = sum(_count(each) for each in planned) * kind.itemsize
     with new_folder(to, num_bytes) as folder:
         names = _file_names(len(shards))
         progress = tqdm(total=num_bytes, unit="B", unit_scale=True, disable=None, desc="export")

@@ -113,9 +113,9 @@ def card(source: Source, architecture: str, dtype: str, num_parameters: int, usa
     """The README of the result: what it was made of, with what."""
     config = source.adapter_config
     kind = "MixDoRA" if config.use_dora else "MixLoRA"
-    versions = ", ".join(
-        f"{name} {version(name)}" for name in ("mixlora-repro", "torch", "transformers", "peft")
-    )
+    from .. import __version__
+
+    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     is_hub_id = source.base_name.count("/") == 1 and not Path(source.base_name).exists()
     head = f"base_model: {source.base_name}\n" if is_hub_id else ""
     return f"""---
@@ -137,7 +137,7 @@ computes what base and adapter compute together and needs no code of MixLoRA's.
 | rank, alpha | {config.r}, {config.lora_alpha:g} |
 | parameters | {num_parameters:,} |
 | data type | {dtype} |
-| made with | {versions} |
+| made with | mixlora-repro {__version__}, {others} |
 
 {usage}"""
 

@@ -181,7 +181,7 @@ def find_folder(role: str, where: str, revision: str | None) -> Path:
     Args:
         role: What it is, for messages.
         where: A directory or a hub id.
-        revision: Of the hub repository.
+        revision: commit, tag or branch of the hub repository.
 
     Raises:
         ValueError: There is none, or the hub does not give it.

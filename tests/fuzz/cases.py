@@ -57,7 +57,7 @@ def run(
     """Run one case: any exception but a refusal fails it, and so does a refusal that is unclear.
 
     Args:
-        kind: Of input, for the count.
+        kind: kind of input that is counted.
         action: What is done with the input.
         refusals: The documented types.
         names: What every refusal must name, as the file.

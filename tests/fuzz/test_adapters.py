@@ -27,6 +27,8 @@ from tests.mixlora.test_authors_format import SETTINGS, make_weights
 from .cases import cases, run
 from .mutations import damaged, dumps, mutate, put_in_place
 
+pytestmark = pytest.mark.long
+
 
 class Code:
     """What makes a file when it is unpickled."""

@@ -30,6 +30,8 @@ from .cases import cases, run, run_command
 from .mutations import damaged, dumps, mutate, put_in_place
 from .test_rows import good_row, split_by_hand
 
+pytestmark = pytest.mark.long
+
 #: Words that options take, right for one of them or for none.
 WORDS = st.one_of(
     st.sampled_from(["tiny", "small", "paper", "main", "all", *table_names()]),

@@ -16,6 +16,8 @@ from mixlora import MixLoraConfig
 from .cases import cases, run
 from .mutations import ODD, damaged, dumps, put_in_place
 
+pytestmark = pytest.mark.long
+
 #: Values that JSON cannot hold, beside those of `ODD`.
 _PYTHON = st.one_of(
     ODD,

@@ -23,6 +23,8 @@ from tests.harness.builders import make_record, make_request, make_spec
 from .cases import ENDED, cases, run, run_command
 from .mutations import damaged, dumps, mutate, put_in_place
 
+pytestmark = pytest.mark.long
+
 RENDER = ("--render-only", "--scoring", "label", "--tasks", "arc-e", "--methods", "base,lora")
 
 

@@ -18,6 +18,8 @@ from harness.paper.reported import COLUMNS, KEY_COLUMNS, REPORTED_CSV, read_repo
 from .cases import cases, run
 from .mutations import damaged, put_in_place
 
+pytestmark = pytest.mark.long
+
 ROWS = [
     line.split(",")
     for line in REPORTED_CSV.read_text(encoding="utf-8").splitlines()[1:]

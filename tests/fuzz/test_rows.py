@@ -19,6 +19,8 @@ from tasks.sources import DataError, open_source
 from .cases import cases, check_line, run
 from .mutations import damaged, damaged_gzip, dumps, mutate, put_in_place, unpacked
 
+pytestmark = pytest.mark.long
+
 _TEXT = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20),
     st.sampled_from(["a _ b", " x ", "?", "\x00", "a\u2028b"]),

@@ -1,14 +1,14 @@
 /* A stand-in for libnvidia-ml.so.1: the functions pynvml calls for the profiler, for one GPU.
  *
  * STUB_NVML in the environment chooses what it is: "healthy", "container" (no process is listed),
- * "no-energy" (the card has no counter), "hidden" (processes are listed without their memory) or
- * "mismatch" (library and driver differ). Values rise with every call, from the second on.
+ * "hidden" (processes are listed without their memory) or "mismatch" (library and driver differ).
+ * Values rise with every call, from the second on.
  */
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, VERSION_MISMATCH = 18 };
+enum { SUCCESS = 0, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, VERSION_MISMATCH = 18 };
 
 #define GIB (1ULL << 30)
 #define UUID "GPU-00000000-5b1e-4c3d-8a2f-0123456789ab"
@@ -24,7 +24,6 @@ static int device;
 static int open_count;
 static int memory_calls;
 static int process_calls;
-static unsigned long long millijoules = 7000000;
 
 static int is(const char *mode)
 {
@@ -85,14 +84,5 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *handle, unsigned int *count, p
     found[1].used = process_calls++ == 0 ? GIB / 2 : 2 * GIB;
     if (is("hidden"))
         found[0].used = found[1].used = ~0ULL;
-    return SUCCESS;
-}
-
-int nvmlDeviceGetTotalEnergyConsumption(void *handle, unsigned long long *counter)
-{
-    (void)handle;
-    if (is("no-energy"))
-        return NOT_SUPPORTED;
-    *counter = millijoules += 1500;
     return SUCCESS;
 }

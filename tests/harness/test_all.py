@@ -15,6 +15,8 @@ from harness.tables import table_names
 from harness.tables.all import TABLES, _AllPlan
 from reproduce import main
 
+pytestmark = pytest.mark.long
+
 OPTIONS = ("--device", "cpu", "--render-only")
 
 

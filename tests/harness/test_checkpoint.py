@@ -26,6 +26,8 @@ from tests.mixlora.models import make_model
 from .builders import make_request
 from .test_packing import rows
 
+pytestmark = pytest.mark.long
+
 SETTINGS = TrainSettings(epochs=2, batch_size=4, accumulation=2, learning_rate=1e-2)
 SETS = {"cell0": TrainingSet(rows(9, 0), 0), "cell1": TrainingSet(rows(5, 1), 5)}
 STEPS = 6  # of cell0; cell1 has 4
@@ -42,9 +44,9 @@ class Trained:
     """A training of these adapters, alone or packed.
 
     Args:
-        method: Of the adapters.
+        method: method of the adapters.
         names: Which of `SETS`.
-        path: Of the checkpoint; None for a training without.
+        path: file of the checkpoint; None for a training without.
         every: Steps between checkpoints.
         until: Step after which it is killed.
     """

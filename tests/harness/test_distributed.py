@@ -21,6 +21,8 @@ from reproduce import main
 
 from . import several
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ("--tasks", "arc-e", "--methods", "lora,dora,mixlora,mixdora")
 GRID += ("--limit-train", "17", "--limit-eval", "16")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from harness.models.weights import MODELS, resolve
 from harness.request import single_task
 from harness.run.inputs import InputLoader
@@ -13,6 +15,8 @@ from harness.store.records import RecordStore
 from tasks.sources import open_source
 
 from .builders import make_request
+
+pytestmark = pytest.mark.long
 
 
 def test_an_adapter_that_has_not_moved_fails_its_cell(tmp_path: Path) -> None:

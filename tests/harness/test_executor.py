@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.cells import methods
-from harness.cells.spec import RunOptions, RunSpec
+from harness.cells.spec import RunSpec
 from harness.models.weights import ResolvedWeights
 from harness.request import single_task
 from harness.run.inputs import InputLoader, Job

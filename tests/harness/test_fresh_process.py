@@ -16,6 +16,8 @@ import torch
 from harness.speed.profiling import OutOfMemory, call_in_fresh_process
 from harness.speed.profiling.fresh_process import answer
 
+pytestmark = pytest.mark.long
+
 GIB = 1 << 30
 
 

@@ -19,9 +19,9 @@ class Hub(HTTPServer):
     """Answers every request alike.
 
     Attributes:
-        status: Of the answers.
+        status: HTTP status of the answers.
         code: What the hub says in a header of its own.
-        authorization: Of the last request; the hub repeats it in its error.
+        authorization: header of the last request; the hub repeats it in its error.
     """
 
     status = 200

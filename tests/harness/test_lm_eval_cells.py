@@ -27,6 +27,8 @@ from tests.mixlora.models import randomise
 
 from .builders import make_record, make_request
 
+pytestmark = pytest.mark.long
+
 TASKS = ["arc-e", "winogrande"]
 
 

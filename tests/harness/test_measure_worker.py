@@ -23,6 +23,8 @@ from reproduce import main
 
 from .measure_builders import make_measure_spec
 
+pytestmark = pytest.mark.long
+
 SMALL = ("--layers", "1", "--tokens", "2x4", "--runs", "1", "--device", "cpu")
 
 

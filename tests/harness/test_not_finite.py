@@ -19,6 +19,8 @@ from tasks.sources import open_source
 
 from .builders import make_request
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("bad", ["nan", "inf"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

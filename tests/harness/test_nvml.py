@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness.speed.profiling import Energy, Memory, Profile, Report, call_in_fresh_process
+from harness.speed.profiling import Memory, Profile, Report, call_in_fresh_process
 
 from .fake_cuda import UUID, FakeCuda
 
 GIB = 1 << 30
-STUB_MODES = ("healthy", "container", "no-energy", "hidden", "mismatch")
+STUB_MODES = ("healthy", "container", "hidden", "mismatch")
 
 
 @pytest.fixture
@@ -37,7 +37,6 @@ class FakeNvml:
     def __init__(self) -> None:
         self.used: Callable[[], int] = lambda: 1000
         self.processes: Callable[[], Any] = lambda: None
-        self.millijoules: Callable[[], int] = lambda: 0
         self.opened = 0
 
     def nvmlInit(self) -> None:
@@ -57,9 +56,6 @@ class FakeNvml:
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> Any:
         return self.processes()
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
-        return self.millijoules()
 
 
 def measure(nvml: Any, body: Callable[[], object] = lambda: None, runs: int = 3) -> Report:
@@ -170,33 +166,6 @@ def test_the_thread_ends_when_the_workload_raises(cuda: FakeCuda) -> None:
     assert nvml.opened == 0
 
 
-def test_energy_is_that_of_the_counted_runs(cuda: FakeCuda) -> None:
-    nvml, counter = FakeNvml(), [123_000]
-    nvml.millijoules = lambda: counter[0]
-
-    def work() -> None:
-        counter[0] += 40
-
-    energy = measure(nvml, work, runs=5).energy
-    assert energy.joules == pytest.approx(0.2)
-    assert energy.microjoules_per_token == pytest.approx(0.2 / 50 * 1e6)
-    assert energy.reason is None
-
-
-def test_energy_that_cannot_be_had(cuda: FakeCuda) -> None:
-    def unsupported() -> int:
-        raise OSError("Not Supported")
-
-    still, without = FakeNvml(), FakeNvml()
-    without.millijoules = unsupported
-    for nvml, words in [(still, "did not advance"), (without, "OSError: Not Supported")]:
-        energy = measure(nvml).energy
-        assert (energy.joules, energy.microjoules_per_token) == (None, None)
-        assert energy.reason is not None
-        assert energy.reason.startswith("unavailable: ")
-        assert words in energy.reason
-
-
 @pytest.mark.parametrize("function", ["nvmlInit", "nvmlDeviceGetHandleByUUID"])
 def test_nvml_that_does_not_start(cuda: FakeCuda, function: str) -> None:
     def fail(*_: object) -> None:
@@ -207,7 +176,6 @@ def test_nvml_that_does_not_start(cuda: FakeCuda, function: str) -> None:
     report = measure(nvml)
     for source in ("nvml_device", "nvml_process"):
         assert_unavailable(report.memory[source], "Driver Not Loaded")
-    assert report.energy.reason == "unavailable: OSError: Driver Not Loaded"
     assert report.memory["torch_allocated"].reason is None
     assert nvml.opened == 0
 
@@ -253,7 +221,6 @@ def test_pynvml_on_a_stub_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         mode: Report(
             latency={},
             memory={source: Memory(**found) for source, found in data["memory"].items()},
-            energy=Energy(**data["energy"]),
         )
         for mode, data in outcome["reports"].items()
     }
@@ -262,14 +229,10 @@ def test_pynvml_on_a_stub_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     device, own = healthy.memory["nvml_device"], healthy.memory["nvml_process"]
     assert (device.baseline_bytes, device.peak_bytes) == (1 * GIB, 3 * GIB)
     assert (own.baseline_bytes, own.peak_bytes) == (GIB // 2, 2 * GIB)
-    assert healthy.energy.joules == pytest.approx(1.5)
-    assert healthy.energy.microjoules_per_token == pytest.approx(1.5 / 30 * 1e6)
 
     for mode in ("container", "hidden"):
         assert_unavailable(reports[mode].memory["nvml_process"])
         assert reports[mode].memory["nvml_device"].peak_bytes == 3 * GIB
-    assert reports["no-energy"].energy.joules is None
-    assert "Not Supported" in (reports["no-energy"].energy.reason or "")
     for source_name in ("nvml_device", "nvml_process"):
         assert_unavailable(reports["mismatch"].memory[source_name], "version mismatch")
 
@@ -298,4 +261,3 @@ def test_a_real_gpu() -> None:
         assert (memory.peak_bytes is None) == (memory.reason is not None)
     device = report.memory["nvml_device"]
     assert device.peak_bytes is None or device.peak_bytes >= allocated.peak_bytes
-    assert report.energy.joules is None or report.energy.joules > 0

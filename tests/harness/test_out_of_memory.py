@@ -21,6 +21,8 @@ from tasks.sources import open_source
 
 from .builders import make_request
 
+pytestmark = pytest.mark.long
+
 Limit = Callable[[int], None]
 
 

@@ -25,6 +25,8 @@ from tests.mixlora.models import VOCAB, make_model, relative_error
 
 from .builders import make_request, make_spec
 
+pytestmark = pytest.mark.long
+
 
 def titles(packs: list[tuple[RunSpec, ...]]) -> list[list[str]]:
     return [[spec.title for spec in pack] for pack in packs]

@@ -119,6 +119,8 @@ def grow_by_64_mib(argument: None) -> dict[str, Any]:
     before = bytearray(256 * MIB)
     before[::4096] = b"x" * len(before[::4096])
     del before
+    # The first operation of a kind maps pages of torch's libraries, which count as resident, too.
+    torch.ones(1)
     with Profile("cpu", 1, warmup=0) as profile, profile.run():
         torch.ones(64 * MIB // 4)
     return profile.report().to_json()
@@ -211,13 +213,10 @@ def test_on_the_cpu_gpu_sources_are_unavailable_and_json_keeps_all() -> None:
         found = report.memory[source]
         assert (found.peak_bytes, found.baseline_bytes) == (None, None)
         assert found.reason == "unavailable: the device is the CPU"
-    assert (report.energy.joules, report.energy.microjoules_per_token) == (None, None)
-    assert report.energy.reason == "unavailable: the device is the CPU"
     (latency,) = report.latency.values()
     assert json.loads(json.dumps(report.to_json())) == {
         "latency": {"step": vars(latency) | {"seconds": list(latency.seconds)}},
         "memory": {source: vars(found) for source, found in report.memory.items()},
-        "energy": vars(report.energy),
     }
 
 

@@ -20,6 +20,8 @@ from harness.store.files import OutputError
 from harness.store.records import RecordStore
 from reproduce import main
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 GRID = ("--tasks", "arc-e", "--methods", "lora,mixlora", "--limit-train", "64", "--limit-eval", "8")
 # Of a table, what is another's whenever it is run.
@@ -76,15 +78,11 @@ def lines(table: str) -> list[str]:
 
 
 @needs_ray
-def test_a_killed_workers_cell_is_tried_again_and_the_table_is_the_same(tmp_path: Path) -> None:
-    here = subprocess.run(
-        [sys.executable, "reproduce.py", *GRID, "--output", str(tmp_path / "here")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert here.returncode == 0, here.stderr
+def test_a_killed_workers_cell_is_tried_again_and_the_table_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*GRID, "--output", str(tmp_path / "here")]) == 0
+    here = capsys.readouterr().out
     output = tmp_path / "ray"
     process = start(output)
     cell = wait_for_checkpoint(process, output)
@@ -92,7 +90,7 @@ def test_a_killed_workers_cell_is_tried_again_and_the_table_is_the_same(tmp_path
     os.kill(worker, signal.SIGKILL)
     printed, said = process.communicate(timeout=200)
     assert process.returncode == 0, said
-    assert lines(printed) == lines(here.stdout)
+    assert lines(printed) == lines(here)
     for kind in (".csv", ".json"):
         made = [folder / "tables" / f"main{kind}" for folder in (output, tmp_path / "here")]
         assert made[0].read_bytes() == made[1].read_bytes()

@@ -12,6 +12,8 @@ import pytest
 from harness.report import write_report
 from reproduce import main
 
+pytestmark = pytest.mark.long
+
 REFERENCE = Path(__file__).resolve().parents[2] / "results"
 
 #: Folder of tables -> the folder of records that they are made from.

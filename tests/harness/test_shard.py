@@ -18,6 +18,8 @@ from reproduce import main
 from .builders import make_record, make_request
 from .test_executor import loader
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[RunSpec]:

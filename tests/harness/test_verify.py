@@ -12,6 +12,8 @@ from harness.store.files import save_record
 from harness.store.records import RecordStore
 from reproduce import main
 
+pytestmark = pytest.mark.long
+
 GRID = ("--tasks", "arc-e,obqa", "--methods", "base,mixlora", "--limit-train", "16")
 GRID += ("--limit-eval", "6", "--packed", "2")
 

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from mixlora import authors_format
+from mixlora import MixLoraModelForCausalLM, authors_format
 
 from .models import make_model, relative_error
 from .test_families import IDS, adapted, logits
@@ -324,3 +324,18 @@ def test_other_models_and_methods_are_not_written(tmp_path: Path) -> None:
     lora: Any = get_peft_model(make_model(), LoraConfig(task_type="CAUSAL_LM", r=2))
     with pytest.raises(ValueError, match="adapter 'default' is of LORA: expected MIXLORA"):
         authors_format.save(lora, tmp_path)
+
+
+def test_code_written_for_their_package_runs(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "base")
+    name = str(tmp_path / "base")
+    write_adapter(tmp_path / "adapter", base_model_name_or_path=name, lora_dropout=1e-12)
+    model, config = MixLoraModelForCausalLM.from_pretrained(
+        str(tmp_path / "adapter"), adapter_name="theirs", torch_dtype=torch.float32
+    )
+    assert config.base_model_name_or_path == name
+    assert model.active_adapters == ["theirs"] and not model.training
+    expected = logits(authors_format.load(tmp_path / "adapter"))
+    assert torch.equal(logits(model), expected)
+    with pytest.raises(ValueError, match=r"has no adapter_config\.json"):
+        MixLoraModelForCausalLM.from_pretrained(name)

@@ -13,6 +13,8 @@ from mixlora import MixLoraConfig
 
 from .models import VOCAB, gradients, make_block, make_mlp, make_model, relative_error
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> None:

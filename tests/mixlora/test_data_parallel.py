@@ -26,6 +26,8 @@ from mixlora.losses import balanced_over
 
 from .models import make_model
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS: dict[str, Any] = {
     "lora": LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "up_proj"]),

@@ -26,6 +26,8 @@ from mixlora.export.gguf_vocab import _LLAMA3
 
 from .export_models import LLAMA3_ROPE, YARN_ROPE, make_adapted, make_base, rope, save
 
+pytestmark = pytest.mark.long
+
 gguf = pytest.importorskip("gguf")
 
 TEXT = (
@@ -376,13 +378,16 @@ def test_llama_cpp_computes_the_same(
     prompt = torch.randint(4, 400, (33,), generator=torch.Generator().manual_seed(2)).tolist()
     expected = ours(model, prompt)
     some = tokenizer.convert_tokens_to_ids("a")
-    bounds = {"F32": 1e-4, "F16": 0.05, "Q8_0": 1.0}
+    # Rounding can send a token elsewhere whose experts are a close decision, so the mean is looked
+    # at for the rounded types.
+    bounds = {"F32": 1e-4, "F16": 0.01, "Q8_0": 0.2}
     for kind, bound in bounds.items():
         result = mixlora.export(
             model, tmp_path / kind, format="gguf", dtype=kind, tokenizer=tokenizer
         )
         found = log_probabilities(llama_cpp, result.files[0], prompt, len(prompt), 420, some)
-        assert (found - expected).abs().max() < bound, kind
+        difference = (found - expected).abs()
+        assert (difference.max() if kind == "F32" else difference.mean()) < bound, kind
     with model.disable_adapter():
         assert (ours(model, prompt) - expected).abs().max() > 1.0
 
@@ -425,7 +430,7 @@ def test_a_real_model_answers_the_same(llama_cpp: str, tmp_path: Path) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.004)
+                parameter.copy_(torch.randn_like(parameter) * 0.01)
     model.eval().save_pretrained(tmp_path / "adapter")
     text = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
     ids = tokenizer(text).input_ids

@@ -36,6 +36,7 @@ def write_logits(rank: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("use_dora", [False, True], ids=["mixlora", "mixdora"])
+@pytest.mark.long
 def test_another_process_loads_the_same_bits(use_dora: bool, tmp_path: Path) -> None:
     model = adapted(use_dora=use_dora)
     model.save_pretrained(tmp_path)
@@ -78,7 +79,7 @@ def test_transformers_loads_it_without_peft_in_the_way(tmp_path: Path) -> None:
     base = make_model()
     frozen = logits(base)
     info = base.load_adapter(str(tmp_path / "mixlora"))
-    assert (info.missing_keys, info.unexpected_keys) == (set(), set())
+    assert not info.missing_keys and not info.unexpected_keys
     assert torch.equal(logits(base), logits(model))
     base.load_adapter(str(tmp_path / "other"), adapter_name="other")
     assert base.active_adapters() == ["other"]
@@ -146,7 +147,7 @@ def test_transformers_names_what_it_did_not_find(tmp_path: Path) -> None:
     lose(weights)
     save_file(weights, tmp_path / WEIGHTS)
     info = make_model().load_adapter(str(tmp_path))
-    assert info.missing_keys == {"model.layers.1.mlp.lora_router.default.weight"}
+    assert set(info.missing_keys) == {"model.layers.1.mlp.lora_router.default.weight"}
 
 
 def test_a_config_that_does_not_fit_its_weights_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ another process, on adapter files in its format.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,19 @@ from .test_families import IDS, adapted, logits
 
 pytestmark = pytest.mark.network
 
+ROOT = Path(__file__).resolve().parents[2]
+TINY_BASE = ROOT / "tasks" / "miniature" / "model"
+
+#: Lines 4 to 8 are those of their README.
 OFFICIAL = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 from mixlora import MixLoraModelForCausalLM
-model, _ = MixLoraModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32)
+from transformers import AutoTokenizer
+
+model, config = MixLoraModelForCausalLM.from_pretrained(sys.argv[2], dtype=torch.float32)
+tokenizer = AutoTokenizer.from_pretrained(config.base_model_name_or_path)
+assert config.base_model_name_or_path == sys.argv[5] and len(tokenizer) > 100
 with torch.no_grad():
     torch.save(model.eval()(input_ids=torch.load(sys.argv[3])).logits, sys.argv[4])
 """
@@ -39,11 +48,17 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_official(package: Path, folder: Path) -> torch.Tensor:
-    """The package's logits, with the adapter in a folder."""
+def save_base(family: str, folder: Path) -> None:
+    make_model(family).save_pretrained(folder)
+    for file in TINY_BASE.glob("tokenizer*"):
+        shutil.copy(file, folder)
+
+
+def run_official(package: Path, folder: Path, base: Path) -> torch.Tensor:
+    """The logits of the package at a place, with the adapter in a folder."""
     torch.save(IDS, folder / "ids.pt")
     command = [sys.executable, "-c", OFFICIAL, str(package), str(folder)]
-    command += [str(folder / "ids.pt"), str(folder / "logits.pt")]
+    command += [str(folder / "ids.pt"), str(folder / "logits.pt"), str(base)]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return torch.load(folder / "logits.pt", weights_only=True)
@@ -52,11 +67,11 @@ def run_official(package: Path, folder: Path) -> torch.Tensor:
 @pytest.mark.parametrize("family", authors_format.MODEL_TYPES)
 def test_the_package_runs_what_we_write(family: str, package: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
-    make_model(family).save_pretrained(base)
+    save_base(family, base)
     model = adapted(family, lora_dropout=0.1)
     model.peft_config["default"].base_model_name_or_path = str(base)
     authors_format.save(model, tmp_path / "adapter")
-    official = run_official(package, tmp_path / "adapter")
+    official = run_official(package, tmp_path / "adapter", base)
     assert relative_error(official, logits(model)) < 1e-4
     assert relative_error(official, logits(make_model(family))) > 1e-2
 
@@ -64,11 +79,14 @@ def test_the_package_runs_what_we_write(family: str, package: Path, tmp_path: Pa
 @pytest.mark.parametrize("use_dora", [False, True], ids=["mixlora", "mixdora"])
 def test_we_run_what_the_package_runs(use_dora: bool, package: Path, tmp_path: Path) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
-    make_model().save_pretrained(base)
+    save_base("llama", base)
     settings = {"base_model_name_or_path": str(base), "use_dora": use_dora, "lora_dropout": 1e-12}
     write_adapter(adapter, **settings)
-    official = run_official(package, adapter)
+    official = run_official(package, adapter, base)
     assert relative_error(official, logits(authors_format.load(adapter))) < 1e-4
+    # Code written for theirs, in a process that has ours alone.
+    ours = run_official(ROOT, adapter, base)
+    assert relative_error(ours, official) < 1e-4
     assert relative_error(official, logits(make_model())) > 1e-2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ from peft import get_peft_model
 from torch import Tensor
 
 from mixlora import MixLoraConfig
-from mixlora.config import EXPERTS_IMPLEMENTATIONS
 from mixlora.packing import BASE, Packing
 
 from .models import VOCAB, make_model, relative_error
@@ -66,14 +66,11 @@ def take_gradients(model: Any) -> dict[str, Tensor]:
     return gradients
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize(
-    ("implementation", "use_dora"),
+    ("implementation", "use_dora", "checkpointing"),
     [
-        (name, use_dora)
-        for name in EXPERTS_IMPLEMENTATIONS
-        for use_dora in (False, True)
-        if not (name == "grouped" and use_dora)
+        ("naive", False, False),
+        *product(("vanilla", "shared", "masked", "auto"), (False, True), (False, True)),
     ],
 )
 def test_packed_equals_alone(implementation: str, use_dora: bool, checkpointing: bool) -> None:

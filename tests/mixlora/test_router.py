@@ -63,7 +63,7 @@ def test_routing_is_float32_under_autocast_and_a_half_precision_base() -> None:
     assert routing.router_logits.dtype == routing.routing_weights.dtype == torch.float32
     torch.testing.assert_close(routing.router_logits, tokens @ router.weight.T)
     half = router(tokens.bfloat16())
-    torch.testing.assert_close(half.logits, tokens.bfloat16().float() @ router.weight.T)
+    torch.testing.assert_close(half.router_logits, tokens.bfloat16().float() @ router.weight.T)
 
 
 def test_initialisation_has_the_standard_deviation_asked_for() -> None:

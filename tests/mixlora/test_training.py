@@ -22,8 +22,10 @@ from mixlora import MixLoraConfig
 from .models import VOCAB, relative_error
 from .test_families import adapted
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
-BASE = ROOT / "results" / "tiny_base"
+BASE = ROOT / "tasks" / "miniature" / "model"
 COMMON: dict[str, Any] = {
     "use_cpu": True,
     "report_to": "none",

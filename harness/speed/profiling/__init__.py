@@ -1,4 +1,4 @@
-"""Measures a torch workload: latency per token, peak memory, energy. Knows nothing of MixLoRA.
+"""Measures a torch workload: latency and peak memory. Knows nothing of MixLoRA.
 
     with Profile(device="cuda", tokens=2048, warmup=3) as profile:
         for _ in range(3 + 10):
@@ -18,10 +18,9 @@ from __future__ import annotations
 
 from .fresh_process import OutOfMemory, call_in_fresh_process, is_out_of_memory
 from .profile import Profile
-from .report import Energy, Latency, Memory, Report
+from .report import Latency, Memory, Report
 
 __all__ = [
-    "Energy",
     "Latency",
     "Memory",
     "OutOfMemory",

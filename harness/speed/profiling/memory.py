@@ -1,7 +1,7 @@
 """Memory of a process and of a GPU: the value at entry, the peak until exit, or why there is none.
 
 Everything that can be missing (NVML's Python module, its library, a matching driver, a process list
-that has this process, an energy counter) becomes a reason, never a zero and never an exception.
+that has this process) becomes a reason, never a zero and never an exception.
 """
 
 from __future__ import annotations
@@ -148,9 +148,6 @@ class NvmlWindow:
         self._initialised = False
         self._handle: Any = None
         self._failure: str | None = None
-        self._energy_failure: str | None = None
-        self._first_millijoules: int | None = None
-        self._last_millijoules: int | None = None
         self._meters = [
             Meter("nvml_device", self._device_bytes, self._device_bytes),
             Meter("nvml_process", self._process_bytes, self._process_bytes),
@@ -170,11 +167,6 @@ class NvmlWindow:
         self._thread = threading.Thread(target=self._sample, name="nvml-sampler", daemon=True)
         self._thread.start()
 
-    def begin_energy(self) -> None:
-        """Count energy from here on."""
-        if self._handle is not None:
-            self._first_millijoules = self._millijoules()
-
     def stop(self) -> None:
         """Take the last values, end the thread and disconnect; safe after a failed `start`."""
         if self._thread is not None:
@@ -182,8 +174,6 @@ class NvmlWindow:
             self._thread.join()
             for meter in self._meters:
                 meter.sample()
-        if self._first_millijoules is not None:
-            self._last_millijoules = self._millijoules()
         if self._initialised:
             try:
                 self._nvml.nvmlShutdown()
@@ -195,22 +185,6 @@ class NvmlWindow:
         if self._failure is not None:
             return [Memory.unavailable(meter.source, self._failure) for meter in self._meters]
         return [meter.result() for meter in self._meters]
-
-    def joules(self) -> float:
-        """Energy of the device between `begin_energy` and `stop`.
-
-        Raises:
-            NotFound: It could not be read, or the counter stood still; the message says why.
-        """
-        failure = self._failure or self._energy_failure
-        if failure is not None:
-            raise NotFound(failure)
-        if self._first_millijoules is None or self._last_millijoules is None:
-            raise NotFound("the energy counter was not read")
-        millijoules = self._last_millijoules - self._first_millijoules
-        if millijoules <= 0:
-            raise NotFound("the energy counter did not advance: the counted runs are too short")
-        return millijoules / 1e3
 
     def _connect(self) -> None:
         if self._nvml is None:
@@ -239,10 +213,3 @@ class NvmlWindow:
                 return int(process.usedGpuMemory)
         # Inside a container NVML has the host's numbers, or no list at all.
         raise NotFound(f"NVML's list of {len(listed or ())} processes has none with pid {pid}")
-
-    def _millijoules(self) -> int | None:
-        try:
-            return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
-        except Exception as error:
-            self._energy_failure = one_line(error)
-        return None

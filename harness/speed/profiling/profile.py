@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from .memory import Meter, NotFound, NvmlWindow, process_meter
-from .report import MEMORY_SOURCES, Energy, Latency, Memory, Report
+from .memory import Meter, NvmlWindow, process_meter
+from .report import MEMORY_SOURCES, Latency, Memory, Report
 
 
 class Cpu:
@@ -122,9 +122,8 @@ class Profile:
     """Measures what runs inside it; see the package's example.
 
     Two profiles may be open at once and take turns, run by run: latency is each one's own, while
-    memory and energy are those of the whole time a profile was open, whoever used them. Energy
-    counts from the first counted run to the end. Latency on CUDA is read from events, with a
-    synchronisation before the first counted run and at the end only.
+    memory is that of the whole time a profile was open, whoever used it. Latency on CUDA is read
+    from events, with a synchronisation before the first counted run and at the end only.
 
     Args:
         device: Where the workload runs: "cpu", "cuda" or "cuda:N".
@@ -204,9 +203,8 @@ class Profile:
             raise ValueError("run() belongs inside the profile's with block")
         if self._run is not None:
             raise ValueError("run() inside another run() of the same profile")
-        if self._nvml is not None and len(self._runs) == self._warmup:
+        if len(self._runs) == self._warmup:
             self._device.synchronize()
-            self._nvml.begin_energy()
         self._run = {}
         try:
             yield
@@ -244,7 +242,7 @@ class Profile:
             )
         names = dict.fromkeys(name for run in counted for name in run)
         latency = {name: self._latency(name, counted) for name in names}
-        return Report(latency, self._memory(), self._energy(len(counted)))
+        return Report(latency, self._memory())
 
     def _latency(self, name: str, runs: list[dict[str, list[tuple[Any, Any]]]]) -> Latency:
         found = [run[name] for run in runs if name in run]
@@ -263,15 +261,6 @@ class Profile:
             source: found.get(source) or Memory.unavailable(source, "the device is the CPU")
             for source in MEMORY_SOURCES
         }
-
-    def _energy(self, runs: int) -> Energy:
-        if self._nvml is None:
-            return Energy(None, None, "unavailable: the device is the CPU")
-        try:
-            joules = self._nvml.joules()
-        except NotFound as error:
-            return Energy(None, None, f"unavailable: {error}")
-        return Energy(joules, joules / (runs * self._tokens) * 1e6, None)
 
     def _sample(self) -> None:
         for meter in self._meters:

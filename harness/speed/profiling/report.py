@@ -1,4 +1,4 @@
-"""What a profile found, as plain data: latency per phase, memory per source, energy."""
+"""What a profile found, as plain data: latency per phase, memory per source."""
 
 from __future__ import annotations
 
@@ -57,33 +57,16 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Energy:
-    """Energy of the whole GPU over the counted runs, by NVML's counter.
-
-    Attributes:
-        joules: All counted runs together; None where unavailable.
-        microjoules_per_token: The same by token; None where unavailable.
-        reason: Why both are None, "unavailable: ..."; else None.
-    """
-
-    joules: float | None
-    microjoules_per_token: float | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
 class Report:
     """All that a profile found.
 
     Attributes:
         latency: Phase name -> its latency, in the order they first ended.
         memory: Source name -> peak memory; has every key of `MEMORY_SOURCES`.
-        energy: Energy over the counted runs.
     """
 
     latency: dict[str, Latency]
     memory: dict[str, Memory]
-    energy: Energy
 
     def to_json(self) -> dict[str, Any]:
         """The report as a value that `json.dumps` takes."""
